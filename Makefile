@@ -1,0 +1,47 @@
+# make serve            serves the bundled models on port 3000 (PORT=, HOST=, CONVSERVE_…= change things)
+# make test             ruff, mypy, pytest: everything, as CI runs it
+# make train DATA=…     all recipes, one after the other, from folders made by `python -m models.fetch`
+# make format           lets ruff mend what it can
+.DEFAULT_GOAL := serve
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DATA ?= data
+
+.PHONY: serve test train format clean
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or later is needed; name it: make PYTHON=python3.11"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "venv is missing; on Debian: apt-get install python3-venv"; exit 1; }
+
+# Only what serving needs; torch is not among it.
+$(VENV)/serve.stamp: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable .
+	@touch $@
+
+$(VENV)/dev.stamp: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	@touch $@ $(VENV)/serve.stamp
+
+serve: $(VENV)/serve.stamp
+	@exec $(BIN)/python -m service
+
+test: $(VENV)/dev.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest
+
+format: $(VENV)/dev.stamp
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+train: $(VENV)/dev.stamp
+	$(BIN)/python -m models.train classify --data $(DATA)/cifar10
+	$(BIN)/python -m models.train segment --data $(DATA)/camvid
+	$(BIN)/python -m models.train audio --data $(DATA)/fsdd
+	$(BIN)/python -m models.train video --data $(DATA)/camera_motion
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache *.egg-info build dist

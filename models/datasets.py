@@ -1,0 +1,153 @@
+"""Folders -> samples, through the service's own decoder and preprocessing, so that training sees what serving will.
+
+    pictures, sounds, clips   <folder>/{train,val,test}/<category>/<file>
+    segmentation              <folder>/{train,val,test}/images/<name>.jpg and masks/<name>.png, <folder>/categories.txt
+
+A mask's pixel is its category's place in ``categories.txt``; 255 is void.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from tqdm import tqdm
+
+from service.cards import AudioPreprocess, ImagePreprocess, Preprocess, VideoPreprocess
+from service.decode import Limits
+from service.decode.audio import decode_audio
+from service.decode.image import decode_image
+from service.decode.video import decode_video
+from service.errors import ServiceError
+from service.preprocess import (
+    Region,
+    audio_windows,
+    decoded_shorter_side,
+    image_sample,
+    video_windows,
+)
+
+VOID = 255
+_LIMITS = Limits()
+_T = TypeVar("_T")
+
+
+class DatasetError(Exception):
+    """A folder that is not laid out as it has to be; the message names the place and what belongs there."""
+
+
+class Example(NamedTuple):
+    """One file: its windows (one for a picture), how much each counts, and what it is.
+
+    ``target`` is the category's index, or for segmentation the mask (H, W) uint8 at the picture's own size.
+    """
+
+    samples: Sequence[NDArray[np.generic]]
+    weights: NDArray[np.float64]
+    target: int | NDArray[np.uint8]
+    region: Region | None = None
+
+
+def category_folders(split: Path) -> tuple[str, ...]:
+    """The categories of ``<split>/<category>/``, sorted by name."""
+    if not split.is_dir():
+        raise DatasetError(f"{split} is not a folder; expected {split}/<category>/<file>")
+    names = tuple(sorted(entry.name for entry in split.iterdir() if entry.is_dir() and not entry.name.startswith(".")))
+    if not names:
+        raise DatasetError(f"{split} holds no category folders; expected {split}/<category>/<file>")
+    return names
+
+
+def load_labelled(
+    split: Path, categories: Sequence[str], preprocess: Preprocess, limit_per_category: int | None = None
+) -> list[Example]:
+    """Every file below ``<split>/<category>/``, decoded. A file that cannot be decoded is named in ``DatasetError``."""
+    if unknown := set(category_folders(split)) - set(categories):
+        raise DatasetError(f"{split} holds {sorted(unknown)}, which are none of the categories {list(categories)}")
+    files: list[tuple[Path, int]] = []
+    for index, category in enumerate(categories):
+        folder = split / category
+        found = sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
+        files += [(path, index) for path in found[:limit_per_category]]
+    if not files:
+        raise DatasetError(f"{split} holds no files")
+    return _in_parallel(lambda item: _labelled(*item, preprocess), files, split)
+
+
+def load_masked(
+    split: Path, categories: Sequence[str], preprocess: ImagePreprocess, ignore_index: int = VOID
+) -> list[Example]:
+    """Every picture below ``<split>/images`` with its mask; ``ignore_index`` becomes void."""
+    images = sorted((split / "images").iterdir()) if (split / "images").is_dir() else []
+    if not images:
+        raise DatasetError(f"{split}/images holds no pictures; expected images/<name>.jpg and masks/<name>.png")
+    return _in_parallel(lambda path: _masked(path, len(categories), preprocess, ignore_index), images, split)
+
+
+def read_categories(folder: Path) -> tuple[str, ...]:
+    path = folder / "categories.txt"
+    if not path.is_file():
+        raise DatasetError(f"{path} is missing: one category a line, in the order of the mask values")
+    return tuple(line.strip() for line in path.read_text().splitlines() if line.strip())
+
+
+def _in_parallel(load: Callable[[_T], Example], items: Sequence[_T], split: Path) -> list[Example]:
+    def progress() -> Iterator[Example]:
+        with ThreadPoolExecutor() as pool:  # the decoders release the GIL
+            yield from tqdm(pool.map(load, items), total=len(items), desc=f"read {split.name}", unit="file")
+
+    return list(progress())
+
+
+def _labelled(path: Path, target: int, preprocess: Preprocess) -> Example:
+    data = path.read_bytes()
+    try:
+        if isinstance(preprocess, ImagePreprocess):
+            picture = decode_image(data, _LIMITS, shorter_side=decoded_shorter_side(preprocess))
+            return Example([image_sample(picture.pixels, preprocess).sample], np.ones(1), target)
+        if isinstance(preprocess, AudioPreprocess):
+            sound = decode_audio(data, _LIMITS, sample_rate_hz=preprocess.sample_rate_hz)
+            windows = audio_windows(sound, preprocess)
+        else:
+            assert isinstance(preprocess, VideoPreprocess)
+            frames = decode_video(
+                data, _LIMITS, frame_rate_hz=preprocess.frame_rate_hz, shorter_side=preprocess.shorter_side
+            )
+            windows = video_windows(frames, preprocess)
+    except ServiceError as error:
+        raise DatasetError(f"{path}: {error.detail}") from error
+    return Example(windows.samples, windows.weights, target)
+
+
+def _masked(path: Path, categories: int, preprocess: ImagePreprocess, ignore_index: int) -> Example:
+    mask_path = path.parent.parent / "masks" / f"{path.stem}.png"
+    if not mask_path.is_file():
+        raise DatasetError(f"{path} has no mask {mask_path}")
+    try:
+        picture = decode_image(path.read_bytes(), _LIMITS, shorter_side=decoded_shorter_side(preprocess))
+    except ServiceError as error:
+        raise DatasetError(f"{path}: {error.detail}") from error
+    with Image.open(mask_path) as image:
+        mask = np.array(image, dtype=np.uint8)
+    if mask.ndim != 2 or mask.shape != picture.size:
+        raise DatasetError(f"{mask_path} is {mask.shape}; expected one channel of {picture.size}")
+    mask[mask == ignore_index] = VOID
+    if (wrong := np.setdiff1d(mask, [*range(categories), VOID])).size:
+        raise DatasetError(
+            f"{mask_path} holds the value {wrong[0]}; expected 0 to {categories - 1}, or {VOID} for void"
+        )
+    sample, region = image_sample(picture.pixels, preprocess)
+    return Example([sample], np.ones(1), mask, region)
+
+
+def placed_mask(example: Example, size: tuple[int, int]) -> NDArray[np.uint8]:
+    """The mask as the network sees it: scaled and padded like the picture, void around it. (H, W) of ``size``."""
+    assert isinstance(example.target, np.ndarray) and example.region is not None
+    top, left, height, width = example.region
+    placed = np.full(size, VOID, np.uint8)
+    scaled = Image.fromarray(example.target).resize((width, height), Image.Resampling.NEAREST)
+    placed[top : top + height, left : left + width] = np.asarray(scaled)
+    return placed

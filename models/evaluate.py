@@ -1,0 +1,131 @@
+"""How good a model is, by the same code for the PyTorch model and for the ONNX file.
+
+python -m models.evaluate RUN_OR_MODEL_FOLDER --data FOLDER [--split test]
+"""
+
+import argparse
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from tqdm import tqdm
+
+from models.datasets import VOID, Example
+from models.graph import Served
+from models.runs import Run, load_examples
+from service.cards import Metric, ModelCard, Task
+from service.engine import Engine
+from service.repository import CARD, StoredModel, read_graph
+
+Outputs = tuple[NDArray[np.generic], ...]
+Predict = Callable[[Sequence[NDArray[np.generic]]], list[Outputs]]  # samples of one shape -> each one's outputs
+
+
+def torch_predict(served: Served, device: torch.device) -> Predict:
+    """The PyTorch model as the engine is called: samples in, each sample's outputs out."""
+
+    def predict(samples: Sequence[NDArray[np.generic]]) -> list[Outputs]:
+        batch = torch.from_numpy(np.stack(samples)).to(device)
+        with torch.inference_mode():
+            outputs = served.eval()(batch)
+        arrays = [output.cpu().numpy() for output in (outputs if isinstance(outputs, tuple) else (outputs,))]
+        return [tuple(array[row] for array in arrays) for row in range(len(samples))]
+
+    return predict
+
+
+def evaluate(
+    predict: Predict, examples: Sequence[Example], task: Task, categories: int, split: str, batch_size: int = 64
+) -> list[Metric]:
+    """The metrics of a task on ``examples``, each example answered as the service answers a whole file."""
+    if task == "segment":
+        return _segmentation_metrics(predict, examples, categories, split)
+    probabilities = _whole_probabilities(predict, examples, batch_size)
+    targets = np.array([example.target for example in examples])
+    return classification_metrics(probabilities, targets, split)
+
+
+def classification_metrics(
+    probabilities: NDArray[np.floating], targets: NDArray[np.integer], split: str
+) -> list[Metric]:
+    """(examples, C), (examples,) -> accuracy, and the negative log likelihood of the truth."""
+    hits = probabilities.argmax(axis=1) == targets
+    likelihood = probabilities[np.arange(len(targets)), targets].clip(1e-12)
+    count = len(targets)
+    return [
+        Metric(name="accuracy", value=round(float(hits.mean()), 4), samples=count, split=split),
+        Metric(
+            name="negative log likelihood",
+            value=round(float(-np.log(likelihood).mean()), 4),
+            samples=count,
+            split=split,
+        ),
+    ]
+
+
+def _whole_probabilities(predict: Predict, examples: Sequence[Example], batch_size: int) -> NDArray[np.float64]:
+    """(examples, C): each file's windows, weighted as in an answer."""
+    samples = [sample for example in examples for sample in example.samples]
+    rows: list[NDArray[np.generic]] = []
+    for start in tqdm(range(0, len(samples), batch_size), desc="evaluate", unit="batch", leave=False):
+        rows += [outputs[0] for outputs in predict(samples[start : start + batch_size])]
+    wholes, at = [], 0
+    for example in examples:
+        windows = rows[at : at + len(example.samples)]
+        wholes.append(np.average(np.stack(windows), axis=0, weights=example.weights))
+        at += len(example.samples)
+    return np.stack(wholes)
+
+
+def _segmentation_metrics(predict: Predict, examples: Sequence[Example], categories: int, split: str) -> list[Metric]:
+    """Mean intersection over union, and the share of pixels that are right, over the masks at their own size."""
+    confusion = np.zeros((categories, categories), np.int64)
+    for example in tqdm(examples, desc="evaluate", unit="picture", leave=False):
+        confusion += mask_confusion(predict(example.samples)[0][0], example, categories)
+    hits = np.diag(confusion)
+    union = confusion.sum(axis=0) + confusion.sum(axis=1) - hits
+    present = union > 0
+    count = len(examples)
+    return [
+        Metric(name="mIoU", value=round(float((hits[present] / union[present]).mean()), 4), samples=count, split=split),
+        Metric(name="pixel accuracy", value=round(float(hits.sum() / confusion.sum()), 4), samples=count, split=split),
+    ]
+
+
+def mask_confusion(mask: NDArray[np.generic], example: Example, categories: int) -> NDArray[np.int64]:
+    """(categories, categories) pixel counts, truth by row, void left out; the mask scaled as an answer is."""
+    target, region = example.target, example.region
+    assert isinstance(target, np.ndarray) and region is not None
+    cut = mask[region.top : region.top + region.height, region.left : region.left + region.width]
+    height, width = target.shape
+    scaled = np.asarray(Image.fromarray(cut).resize((width, height), Image.Resampling.NEAREST))
+    known = target != VOID
+    pairs = target[known].astype(np.int64) * categories + scaled[known]
+    return np.bincount(pairs, minlength=categories**2).reshape(categories, categories)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Evaluate a training run (PyTorch) or a published model (ONNX).")
+    parser.add_argument("folder", type=Path, help="a run folder, or <repository>/<name>/<version>")
+    parser.add_argument("--data", type=Path, required=True, help="the data folder")
+    parser.add_argument("--split", default="test")
+    arguments = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if (arguments.folder / CARD).is_file():
+        card = ModelCard.model_validate_json((arguments.folder / CARD).read_bytes())
+        predict: Predict = Engine(card, read_graph(StoredModel(card, arguments.folder)), threads=0).run
+        task, categories, preprocess = card.task, card.categories, card.preprocess
+    else:
+        run = Run.load(arguments.folder)
+        predict = torch_predict(run.served().to(device), device)
+        task, categories, preprocess = run.recipe.task, run.categories, run.recipe.preprocess
+    examples = load_examples(arguments.data, arguments.split, task, categories, preprocess)
+    for metric in evaluate(predict, examples, task, len(categories), arguments.split):
+        print(f"{metric.name} {metric.value:.4f} on {metric.samples} files of {arguments.data}/{metric.split}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""What of serving belongs in the graph: normalisation before the network, softmax or argmax after it.
+
+The same module is trained through (``prepare``), evaluated and exported, so that the three cannot differ.
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from service.cards import Task
+
+# Colour means and deviations of ImageNet's photographs, in 0..255, as torchvision's published weights expect them.
+IMAGENET_MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
+IMAGENET_STD = (0.229 * 255, 0.224 * 255, 0.225 * 255)
+_QUIET = 1e-3  # added to a window's loudness (full scale is 1): silence is not blown up to full volume
+
+
+class Served(nn.Module):
+    """A network between its media's samples and its task's outputs."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def prepare(self, batch: Tensor) -> Tensor:
+        """Samples as the service makes them -> the network's input, float."""
+        raise NotImplementedError
+
+    def forward(self, batch: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+        """Samples -> the graph's outputs: for a classifier its probabilities (N, C)."""
+        return F.softmax(self.network(self.prepare(batch)), dim=1)
+
+
+class _Pictures(Served):
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        network: nn.Module,
+        mean: tuple[float, float, float] = IMAGENET_MEAN,
+        std: tuple[float, float, float] = IMAGENET_STD,
+    ) -> None:
+        super().__init__(network)
+        self.register_buffer("mean", torch.tensor(mean), persistent=False)
+        self.register_buffer("std", torch.tensor(std), persistent=False)
+
+    def normalised(self, batch: Tensor) -> Tensor:
+        """Channels last, 0 to 255, of any type -> float of mean 0 and deviation 1."""
+        return (batch.float() - self.mean) / self.std
+
+
+class ServedClassifier(_Pictures):
+    """(N, H, W, 3) uint8 -> probabilities (N, C)."""
+
+    def prepare(self, batch: Tensor) -> Tensor:
+        return self.normalised(batch).permute(0, 3, 1, 2)
+
+
+class ServedSegmenter(ServedClassifier):
+    """(N, H, W, 3) uint8 -> each pixel's category (N, H, W) uint8 and its probability (N, H, W) float32."""
+
+    def forward(self, batch: Tensor) -> tuple[Tensor, Tensor]:
+        logits = self.network(self.prepare(batch))
+        likeliest, index = logits.max(dim=1)
+        # softmax at the arg max alone: exp(max - logsumexp) spares a map of probabilities per category
+        confidence = torch.exp(likeliest - torch.logsumexp(logits, dim=1))
+        return index.to(torch.uint8), confidence
+
+
+class ServedListener(Served):
+    """(N, 1, T) float32 waveforms -> probabilities (N, C); each window is heard at the same loudness."""
+
+    def prepare(self, batch: Tensor) -> Tensor:
+        centred = batch - batch.mean(dim=2, keepdim=True)
+        return centred / (centred.square().mean(dim=2, keepdim=True).sqrt() + _QUIET)
+
+
+class ServedWatcher(_Pictures):
+    """(N, T, H, W, 3) uint8 -> probabilities (N, C)."""
+
+    def prepare(self, batch: Tensor) -> Tensor:
+        return self.normalised(batch).permute(0, 4, 1, 2, 3)
+
+
+SERVED: dict[Task, type[Served]] = {
+    "classify": ServedClassifier,
+    "segment": ServedSegmenter,
+    "audio": ServedListener,
+    "video": ServedWatcher,
+}

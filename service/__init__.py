@@ -1,0 +1,10 @@
+"""Serving. The way of a request:
+
+access        an id, a count, a line in the log                   every request
+api, inputs   HTTP -> media bytes and parameters                  refused early: too large, too slow, out of range
+pipeline      the stages in order, each timed once
+  decode      bytes -> pixels, samples, frames                    limits first; in threads
+  preprocess  media + card -> samples                             what the card states
+  batcher     samples -> batches -> outputs                       the queue before each model's engine
+  postprocess outputs -> labels, masks, timelines
+"""

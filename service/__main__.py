@@ -1,0 +1,3 @@
+from service.launch import serve
+
+serve()

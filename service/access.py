@@ -1,0 +1,140 @@
+"""What is true of every request, whichever way it takes: an id, a count, a duration, a line in the access log, and an
+answer even where a bug left none. A plain ASGI middleware around BentoML's routes and ours alike."""
+
+import json
+import logging
+import re
+import sys
+import time
+import uuid
+from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from service.errors import REFUSALS, InternalError, ServiceError
+from service.metrics import DURATION, REQUESTS
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+logger = logging.getLogger("convserve.access")
+failures = logging.getLogger("convserve.failures")
+PROBLEM_JSON = "application/problem+json"
+_SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+_KEY = "convserve"
+_UNKNOWN = "unknown"  # the endpoint of every path that does not exist, so that no client can make series
+_FIXED = {
+    *("/classify", "/segment", "/audio", "/video", "/models", "/metrics", "/docs", "/openapi.json"),
+    *("/bento/classify", "/bento/segment", "/bento/audio", "/bento/video", "/livez", "/readyz", "/healthz"),
+}
+_WITH_NAME = {"/models/": "/models/{name}", "/problems/": "/problems/{slug}"}
+
+
+@dataclass
+class Visit:
+    """One request, as the log line tells it. Routes add the model once it is known."""
+
+    request_id: str
+    endpoint: str
+    began: float = field(default_factory=time.perf_counter)
+    status: int = 0
+    model: str = ""
+
+
+def visit(scope: Scope) -> Visit:
+    found: Visit = scope[_KEY]
+    return found
+
+
+def endpoint_of(path: str) -> str:
+    """The route's template: a label that takes few values."""
+    if path in _FIXED:
+        return path
+    return next((template for prefix, template in _WITH_NAME.items() if path.startswith(prefix)), _UNKNOWN)
+
+
+def problem(error: ServiceError, request_id: str) -> dict[str, Any]:
+    """RFC 9457."""
+    return {
+        "type": f"/problems/{error.slug}",
+        "title": error.title,
+        "status": error.status,
+        "detail": error.detail,
+        "request_id": request_id,
+    }
+
+
+class Access:
+    def __init__(self, app: App, *, log: bool = True) -> None:
+        self.app, self.log = app, log
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        this = scope[_KEY] = Visit(_request_id(scope), endpoint_of(scope["path"]))
+
+        async def sending(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                this.status = message["status"]
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", this.request_id.encode("ascii"))]
+            await send(message)
+
+        try:
+            await self.app(scope, receive, sending)
+        except Exception:  # the last line of defence: without an answer, BentoML would let the client wait for minutes
+            failures.exception("request %s failed", this.request_id)
+            if not this.status:
+                await _send_problem(
+                    sending, InternalError("see the service's log under this request_id"), this.request_id
+                )
+        finally:
+            self._record(scope, this)
+
+    def _record(self, scope: Scope, this: Visit) -> None:
+        seconds = time.perf_counter() - this.began
+        REQUESTS.labels(this.endpoint, str(this.status)).inc()
+        DURATION.labels(this.endpoint).observe(seconds)
+        if self.log:
+            line = {
+                "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime()) + "Z",
+                "request_id": this.request_id,
+                "method": scope["method"],
+                "path": scope["path"][:200],
+                "status": this.status,
+                "milliseconds": round(seconds * 1000, 3),
+                "model": this.model or None,
+            }
+            logger.info(json.dumps(line))
+
+
+def _request_id(scope: Scope) -> str:
+    """The client's, if it sent a sane one."""
+    for name, value in scope["headers"]:
+        if name == b"x-request-id" and _SANE_ID.fullmatch(given := value.decode("latin-1")):
+            return str(given)
+    return uuid.uuid4().hex
+
+
+async def _send_problem(send: Send, error: ServiceError, request_id: str) -> None:
+    assert error.slug in REFUSALS
+    body = json.dumps(problem(error, request_id)).encode()
+    headers = [(b"content-type", PROBLEM_JSON.encode()), (b"content-length", str(len(body)).encode())]
+    await send({"type": "http.response.start", "status": error.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+def set_up_logging() -> None:
+    """Access lines are JSON on standard output and nothing else; everything else of ours goes to standard error."""
+    lines = logging.StreamHandler(sys.stdout)
+    lines.setFormatter(logging.Formatter("%(message)s"))
+    logger.handlers, logger.propagate = [lines], False
+    logger.setLevel(logging.INFO)
+    ours = logging.getLogger("convserve")
+    notes = logging.StreamHandler(sys.stderr)
+    notes.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    ours.handlers, ours.propagate = [notes], False
+    ours.setLevel(logging.INFO)

@@ -1,0 +1,240 @@
+"""The HTTP API: one route per task, the stages of each in order; models, metrics and problems beside them."""
+
+import asyncio
+import json
+import time
+from collections.abc import Coroutine, Iterable
+from typing import Any, TypeVar
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse, RedirectResponse
+from pydantic import TypeAdapter
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+
+from service import metrics, openapi
+from service.access import PROBLEM_JSON, Scope, problem, visit
+from service.cards import ModelCard, Task
+from service.errors import (
+    REFUSALS,
+    BodyTimeout,
+    BodyTooLarge,
+    InternalError,
+    InvalidParameter,
+    MethodNotAllowed,
+    NotFound,
+    NotReady,
+    ServiceError,
+)
+from service.inputs import Upload, parse_parameters, read_inputs
+from service.pipeline import STAGES, Answer, Body, Form, Pipeline
+from service.schemas import ClassifyParameters, Parameters, SegmentParameters, WindowParameters
+from service.settings import Settings
+
+_PARAMETERS: dict[Task, type[Parameters]] = {
+    "classify": ClassifyParameters,
+    "segment": SegmentParameters,
+    "audio": WindowParameters,
+    "video": WindowParameters,
+}
+_CLIENT_LEFT = 499  # nginx's status for a request whose client did not wait; nobody reads it but the log
+_TO_JSON: TypeAdapter[Any] = TypeAdapter(Any)
+_T = TypeVar("_T")
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The app. ``app.state.pipeline`` has to be set before it is ready."""
+    app = FastAPI(title="convserve", summary=openapi.SUMMARY, version=openapi.VERSION, docs_url="/docs", redoc_url=None)
+    app.state.settings = settings
+    app.state.pipeline = None
+    for task in _PARAMETERS:
+        _add_task_route(app, task)
+        app.add_api_route(
+            f"/bento/{task}", only_post, methods=["GET", "PUT", "PATCH", "DELETE"], include_in_schema=False
+        )
+    app.add_api_route("/models", list_models, methods=["GET"], response_model=list[ModelCard])
+    app.add_api_route("/models/{name}", show_model, methods=["GET"], response_model=ModelCard)
+    app.add_api_route("/problems/{slug}", show_problem, methods=["GET"])
+    app.add_api_route("/metrics", show_metrics, methods=["GET"], include_in_schema=False)
+    app.add_api_route("/", to_docs, methods=["GET"], include_in_schema=False)
+    app.add_exception_handler(ServiceError, _refused)
+    app.add_exception_handler(HTTPException, _not_routed)
+    app.add_exception_handler(ClientDisconnect, _left)
+    return app
+
+
+def _add_task_route(app: FastAPI, task: Task) -> None:
+    async def route(request: Request) -> Response:
+        return await answer_request(request, task)
+
+    app.add_api_route(
+        f"/{task}",
+        route,
+        methods=["POST"],
+        operation_id=task,
+        summary=openapi.SUMMARIES[task],
+        responses=openapi.responses(task),
+        openapi_extra=openapi.request(task, _PARAMETERS[task]),
+    )
+
+
+async def answer_request(request: Request, task: Task) -> Response:
+    """Body, parameters, model, then each file's stages; several files answer independently of one another."""
+    settings: Settings = request.app.state.settings
+    pipeline = _pipeline(request)
+    inputs = await read_inputs(request, settings)
+    received = time.monotonic()
+    parameters = parse_parameters(_PARAMETERS[task], request.query_params, inputs.parameters, settings.timeout_ms)
+    form = _form(request, task, parameters, len(inputs.uploads))
+    card = pipeline.catalogue.find(task, parameters.model)
+    visit(request.scope).model = card.key
+    deadline = received + (parameters.timeout_ms or settings.timeout_ms) / 1000
+    if len(inputs.uploads) > 1:
+        return await _while_connected(request, _several(request, pipeline, card, inputs.uploads, parameters, deadline))
+    answering = pipeline.answer(card, inputs.uploads[0].data, parameters, deadline=deadline, form=form)
+    answer = await _while_connected(request, answering)
+    return _response(answer.body, card, [answer])
+
+
+async def _several(
+    request: Request,
+    pipeline: Pipeline,
+    card: ModelCard,
+    uploads: list[Upload],
+    parameters: Parameters,
+    deadline: float,
+) -> Response:
+    """One result per file, in order; a file that fails is a problem in its place."""
+    answers: list[Answer] = []
+
+    async def result(upload: Upload) -> dict[str, Any]:
+        try:
+            answer = await pipeline.answer(card, upload.data, parameters, deadline=deadline)
+        except ServiceError as error:
+            metrics.REJECTED.labels(visit(request.scope).endpoint, error.slug).inc()
+            return {"filename": upload.filename, "error": problem(error, visit(request.scope).request_id)}
+        answers.append(answer)
+        return {"filename": upload.filename, "predictions": answer.body}
+
+    results = await asyncio.gather(*(result(upload) for upload in uploads))
+    return _response({"results": results}, card, answers)
+
+
+def _form(request: Request, task: Task, parameters: Parameters, files: int) -> Form:
+    """PNG if the client asks for it by name; ``*/*`` means JSON."""
+    png = task == "segment" and "image/png" in request.headers.get("accept", "").lower()
+    if png and files > 1:
+        raise InvalidParameter("Accept: image/png answers one file; send one, or accept JSON")
+    if isinstance(parameters, SegmentParameters) and parameters.overlay and not png:
+        raise InvalidParameter("'overlay' is for Accept: image/png")
+    return "png" if png else "json"
+
+
+def _response(body: Body | dict[str, Any], card: ModelCard, answers: Iterable[Answer]) -> Response:
+    """The body with what it cost; over several files, the longest of each stage."""
+    answers = list(answers)
+    longest = {stage: max((answer.stages[stage] for answer in answers), default=0.0) for stage in STAGES}
+    headers = {
+        "X-Model": card.key,
+        "X-Batch-Size": str(max((answer.batch_size for answer in answers), default=0)),
+        "Server-Timing": ", ".join(f"{stage};dur={seconds * 1000:.3f}" for stage, seconds in longest.items()),
+    }
+    if isinstance(body, bytes):
+        return Response(body, media_type="image/png", headers=headers)
+    return Response(_TO_JSON.dump_json(body), media_type="application/json", headers=headers)
+
+
+async def _while_connected(request: Request, work: Coroutine[Any, Any, _T]) -> _T:
+    """Stops ``work`` when the client leaves, so that nothing is done for nobody."""
+    working = asyncio.create_task(work)
+    leaving = asyncio.create_task(_client_leaves(request))
+    try:
+        await asyncio.wait({working, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise ClientDisconnect
+        return working.result()
+    finally:
+        leaving.cancel()
+        working.cancel()
+        await asyncio.gather(working, return_exceptions=True)
+
+
+async def _client_leaves(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+async def list_models(request: Request) -> Response:
+    """The cards of all loaded models."""
+    return Response(_TO_JSON.dump_json(_pipeline(request).catalogue.cards()), media_type="application/json")
+
+
+async def show_model(request: Request, name: str) -> Response:
+    """One card, by name or name:version."""
+    return Response(_pipeline(request).catalogue.named(name).model_dump_json(), media_type="application/json")
+
+
+async def show_problem(slug: str) -> Response:
+    """What a problem type means."""
+    if slug not in REFUSALS:
+        raise NotFound(f"no problem is called {slug[:80]!r}; there are {', '.join(REFUSALS)}")
+    error = REFUSALS[slug]
+    return JSONResponse({"type": f"/problems/{slug}", "title": error.title, "status": error.status})
+
+
+async def show_metrics() -> Response:
+    """Prometheus text, summed over all workers."""
+    return Response(await asyncio.to_thread(metrics.exposition), media_type=metrics.CONTENT_TYPE)
+
+
+async def only_post(request: Request) -> Response:
+    raise MethodNotAllowed(f"{request.url.path!r} answers to POST")
+
+
+async def to_docs() -> Response:
+    return RedirectResponse("/docs")
+
+
+def _pipeline(request: Request) -> Pipeline:
+    pipeline: Pipeline | None = request.app.state.pipeline
+    if pipeline is None:
+        raise NotReady("no model is loaded yet", retry_after_seconds=5)
+    return pipeline
+
+
+def refusal(error: ServiceError, scope: Scope) -> Response:
+    """The problem document for ``error``, counted."""
+    this = visit(scope)
+    metrics.REJECTED.labels(this.endpoint, error.slug).inc()
+    headers = {"X-Model": this.model} if this.model else {}
+    if error.retry_after_seconds is not None:
+        headers["Retry-After"] = str(error.retry_after_seconds)
+    if isinstance(error, (BodyTimeout, BodyTooLarge)):
+        headers["Connection"] = "close"  # the rest of the body is not wanted
+    content = json.dumps(problem(error, this.request_id))
+    return Response(content, status_code=error.status, media_type=PROBLEM_JSON, headers=headers)
+
+
+async def _refused(request: Request, error: Exception) -> Response:
+    assert isinstance(error, ServiceError)
+    return refusal(error, request.scope)
+
+
+async def _not_routed(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    path = request.url.path[:80]
+    if error.status_code == 405:
+        allowed = (error.headers or {}).get("Allow", "")
+        response = refusal(MethodNotAllowed(f"{path!r} answers to {allowed}"), request.scope)
+        response.headers["Allow"] = allowed
+        return response
+    if error.status_code == 404:
+        routes = ", ".join(f"POST /{task}" for task in _PARAMETERS)
+        return refusal(
+            NotFound(f"there is nothing at {path!r}; there are {routes}, GET /models, GET /docs"), request.scope
+        )
+    return refusal(InternalError(str(error.detail)), request.scope)
+
+
+async def _left(request: Request, error: Exception) -> Response:
+    return Response(status_code=_CLIENT_LEFT)

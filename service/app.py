@@ -1,0 +1,204 @@
+"""The BentoML service: hosts the HTTP API, starts and warms up the models, says whether it is well, shuts down.
+
+bentoml serve service.app:ConvServe
+"""
+
+import asyncio
+import gc
+import logging
+import multiprocessing
+import os
+import signal
+import sys
+import time
+from http import HTTPStatus
+from multiprocessing.connection import Connection
+from typing import Any
+
+from service import (  # metrics before BentoML: it chooses the folder that the series are shared in
+    access,
+    launch,
+    metrics,
+)
+
+import bentoml  # isort: skip
+from bentoml.exceptions import BentoMLException
+
+from service.api import create_app
+from service.cards import Task
+from service.catalogue import load_models
+from service.engine import DeviceUnusable
+from service.errors import BodyTimeout, BodyTooLarge, EmptyBody, NotReady, ServiceError
+from service.pipeline import Body, Pipeline
+from service.schemas import ClassifyParameters, Parameters, Prediction, Segment, SegmentParameters, WindowParameters
+from service.settings import Settings, SettingsError
+
+logger = logging.getLogger("convserve")
+access.set_up_logging()
+
+try:
+    SETTINGS = Settings.read()
+except SettingsError as _error:
+    sys.exit(f"convserve does not start: {_error}")
+
+API = create_app(SETTINGS)
+
+
+async def every_path(scope: access.Scope, receive: access.Receive, send: access.Send) -> None:
+    """Our app as BentoML mounts it: as a plain function, so that unknown paths come here too, and get our problems."""
+    await API(scope, receive, send)
+
+
+_GRACE_SECONDS = 30  # BentoML's own timeout would answer in its own form: it lies this far above ours
+
+
+def _load_or_explain(pipe: Connection) -> None:
+    """In a process of its own: loads everything once, and sends what stands in the way, or nothing."""
+    try:
+        load_models(SETTINGS)
+        pipe.send(None)
+    except (SettingsError, DeviceUnusable) as error:
+        pipe.send(str(error))
+
+
+class BentoBodyLimits:
+    """The body limits of our own routes for BentoML's, which have none. A plain ASGI middleware."""
+
+    def __init__(self, app: access.App) -> None:
+        self.app = app
+
+    async def __call__(self, scope: access.Scope, receive: access.Receive, send: access.Send) -> None:
+        if scope["type"] != "http" or not scope["path"].startswith("/bento/"):
+            await self.app(scope, receive, send)
+            return
+        received = 0
+        patience = asyncio.get_running_loop().time() + SETTINGS.body_timeout_ms / 1000
+        complete = False
+
+        async def limited() -> access.Message:
+            nonlocal received, complete
+            if complete:
+                return await receive()
+            try:
+                async with asyncio.timeout_at(patience):
+                    message = await receive()
+            except TimeoutError:
+                raise _as_bento(BodyTimeout("the body was not complete after BODY_TIMEOUT_MS")) from None
+            received += len(message.get("body", b""))
+            complete = not message.get("more_body", False)
+            if received > SETTINGS.max_body_bytes:
+                raise _as_bento(BodyTooLarge(f"MAX_BODY_BYTES allows {SETTINGS.max_body_bytes} bytes"))
+            return message
+
+        await self.app(scope, limited, send)
+
+
+@bentoml.service(
+    name="convserve",
+    workers=SETTINGS.worker_count(),
+    traffic={"timeout": (SETTINGS.timeout_ms + SETTINGS.body_timeout_ms) / 1000 + _GRACE_SECONDS},
+    # Ours instead: BentoML's own cost more than half of the throughput.
+    metrics={"enabled": False},
+    logging={"access": {"enabled": False}},
+    tracing={"excluded_urls": ".*"},
+)
+@bentoml.asgi_app(every_path, path="/")
+class ConvServe:
+    def __init__(self) -> None:
+        self._pipeline: Pipeline | None = None
+        self._broken = False
+
+    @bentoml.on_deployment
+    @staticmethod
+    def check_start() -> None:
+        """Once, before any worker: what cannot work must not start, and be started again for ever."""
+        receiver, sender = multiprocessing.get_context("fork").Pipe(duplex=False)
+        process = multiprocessing.get_context("fork").Process(target=_load_or_explain, args=(sender,))
+        process.start()
+        sender.close()
+        try:
+            problem = receiver.recv()
+        except EOFError:
+            problem = "a model cannot be loaded; the log above says which"
+        process.join()
+        if problem:
+            sys.exit(f"convserve does not start: {problem}")
+
+    @bentoml.on_startup
+    async def start(self) -> None:
+        """In each worker, before it takes requests: loads and warms up every model."""
+        began = time.monotonic()
+        models = load_models(SETTINGS)
+        for model in models:
+            model.engine.warm_up(model.max_batch)
+        self._pipeline = API.state.pipeline = Pipeline(models, SETTINGS, self._give_up)
+        gc.collect()
+        gc.freeze()  # what lives for ever is not looked through again
+        metrics.WORKERS.set(1)
+        metrics.WORKER_STARTS.inc()
+        listing = ", ".join(f"{model.card.key} on {model.engine.provider}" for model in models)
+        logger.info("worker %d is ready after %.1f s: %s", os.getpid(), time.monotonic() - began, listing)
+        if bentoml.server_context.worker_index == 1:
+            launch.announce()
+
+    @bentoml.on_shutdown
+    async def stop(self) -> None:
+        API.state.pipeline = None
+        if self._pipeline is not None:
+            await self._pipeline.close()
+        metrics.WORKERS.set(0)
+
+    async def __is_ready__(self) -> bool:
+        return self._pipeline is not None and not self._broken
+
+    async def __is_alive__(self) -> bool:
+        return not self._broken
+
+    @bentoml.api(route="/bento/classify")
+    async def classify(self, media: bytes, /) -> list[Prediction]:
+        """What is in a picture."""
+        return await self._answer("classify", media, ClassifyParameters())  # type: ignore[return-value]
+
+    @bentoml.api(route="/bento/segment")
+    async def segment(self, media: bytes, /) -> list[Segment]:
+        """What is in every pixel of a picture."""
+        return await self._answer("segment", media, SegmentParameters())  # type: ignore[return-value]
+
+    @bentoml.api(route="/bento/audio")
+    async def audio(self, media: bytes, /) -> list[Prediction]:
+        """What is in a sound."""
+        return await self._answer("audio", media, WindowParameters())  # type: ignore[return-value]
+
+    @bentoml.api(route="/bento/video")
+    async def video(self, media: bytes, /) -> list[Prediction]:
+        """What is in a clip."""
+        return await self._answer("video", media, WindowParameters())  # type: ignore[return-value]
+
+    async def _answer(self, task: Task, media: bytes, parameters: Parameters) -> Body:
+        deadline = time.monotonic() + SETTINGS.timeout_ms / 1000
+        try:
+            if self._pipeline is None:
+                raise NotReady("no model is loaded yet")
+            if not media:
+                raise EmptyBody("the body is empty; send the media's bytes")
+            card = self._pipeline.catalogue.find(task)
+            return (await self._pipeline.answer(card, media, parameters, deadline=deadline)).body
+        except ServiceError as error:
+            metrics.REJECTED.labels(f"/bento/{task}", error.slug).inc()
+            raise _as_bento(error) from error
+
+    def _give_up(self) -> None:
+        """The engine answers nothing any more: out of readiness, and away, so that a new worker takes over."""
+        self._broken = True
+        logger.critical("the engine is broken; worker %d ends, to be started afresh", os.getpid())
+        os.kill(os.getpid(), signal.SIGTERM)
+
+
+def _as_bento(error: ServiceError) -> BentoMLException:
+    return BentoMLException(f"{error.title}: {error.detail}", error_code=HTTPStatus(error.status))
+
+
+# The first one added lies outermost: every request of any route is seen by Access.
+_service: Any = ConvServe  # what the decorator made of the class
+_service.add_asgi_middleware(access.Access, log=SETTINGS.access_log)
+_service.add_asgi_middleware(BentoBodyLimits)

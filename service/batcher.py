@@ -1,0 +1,288 @@
+"""Samples -> batches -> samples.
+
+A request takes a *place* before its media is decoded, so that what could not be answered in time is refused while it
+is still cheap. Once decoded, its samples wait in line with those of all other requests. Whenever the engine is free it
+takes a batch at once, however small: batches grow by themselves when samples come faster than the engine takes them.
+
+    place = batcher.reserve(deadline)      QueueFull, DeadlineUnmeetable: nothing was done
+    result = await place.run(samples)      DeadlineExceeded, InternalError, NotReady
+    place.leave()                          whatever happened; what still waits never runs
+
+Fairness: a batch takes one sample from each waiting request in turn, so a sound of a thousand windows delays the next
+one by a batch, not by a thousand windows. Samples of one shape share a batch; shapes take turns.
+
+Bounds: a request counts with the samples it has waiting, at most one batch's worth; the rest of a long one waits in its
+own hands and comes in as room is made. So the queue is bounded, and only a request's first sample can be refused.
+
+Isolation: if a batch fails, its samples run again one by one, and only those that fail alone are failed. If even a
+blank sample fails then, the engine is broken and the worker has to be started afresh.
+"""
+
+import asyncio
+import logging
+import math
+import time
+from collections import OrderedDict, deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from service.errors import DeadlineExceeded, DeadlineUnmeetable, InternalError, NotReady, QueueFull, ServiceError
+from service.metrics import ModelSeries
+
+logger = logging.getLogger("convserve.batcher")
+
+Sample = NDArray[np.generic]
+Outputs = tuple[NDArray[np.generic], ...]
+Shape = tuple[int, ...]
+_MEMORY = 0.8  # how much of the measured pace is kept when a batch is added to it
+
+
+class Runner(Protocol):
+    """What the batcher needs of an engine: it is called from one thread, one batch at a time."""
+
+    def run(self, samples: Sequence[Sample]) -> list[Outputs]: ...
+
+    def blank(self) -> Sample: ...
+
+
+class Result(NamedTuple):
+    outputs: list[Outputs]  # one per sample, in order
+    queue_seconds: float
+    inference_seconds: float
+    largest_batch: int
+
+
+class Place:
+    """One request's place in the queue, from before it is decoded until it is answered or gives up."""
+
+    def __init__(self, batcher: "Batcher", deadline: float) -> None:
+        self.deadline = deadline
+        self.waiting = 1  # samples that count in the queue; until the media is decoded, one
+        self.inference_seconds = 0.0
+        self.largest_batch = 0
+        self._batcher = batcher
+        self._samples: Sequence[Sample] = ()
+        self._outputs: list[Outputs] = []
+        self._taken = 0
+        self._answered = 0
+        self._finished: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    @property
+    def over(self) -> bool:
+        """Nobody waits for the answer any more, or it is complete."""
+        return self._finished.done() or time.monotonic() >= self.deadline
+
+    def check(self) -> None:
+        """For decoders, from any thread: raises ``DeadlineExceeded`` when there is no use in going on."""
+        if self.over:
+            raise DeadlineExceeded("the deadline passed while the media was decoded")
+
+    @asynccontextmanager
+    async def within_deadline(self, doing: str) -> AsyncIterator[None]:
+        """Raises ``DeadlineExceeded`` at the deadline, in the middle of whatever is awaited inside."""
+        try:
+            async with asyncio.timeout(self.deadline - time.monotonic()):
+                yield
+        except TimeoutError:
+            raise DeadlineExceeded(f"the deadline passed while the request {doing}") from None
+
+    async def run(self, samples: Sequence[Sample]) -> Result:
+        """Every sample's outputs. All samples have one shape. Raises ``DeadlineExceeded``, or what failed a sample."""
+        began = time.monotonic()
+        self._samples = samples
+        self._outputs = [()] * len(samples)
+        self._batcher.enqueue(self, samples[0].shape)
+        async with self.within_deadline("waited for the model"):
+            await self._finished
+        queue_seconds = max(0.0, time.monotonic() - began - self.inference_seconds)
+        return Result(self._outputs, queue_seconds, self.inference_seconds, self.largest_batch)
+
+    def leave(self) -> None:
+        """Gives the place up. Samples that have not run never will."""
+        self._finished.cancel()
+        self._batcher.release(self)
+
+    def take(self) -> "Entry":
+        self._taken += 1
+        return Entry(self, self._taken - 1, self._samples[self._taken - 1])
+
+    @property
+    def left(self) -> int:
+        """Samples that no batch has taken yet."""
+        return len(self._samples) - self._taken
+
+    def ran(self, seconds: float, batch_size: int) -> None:
+        """One of its batches came back."""
+        self.inference_seconds += seconds
+        self.largest_batch = max(self.largest_batch, batch_size)
+
+    def answer(self, number: int, outputs: Outputs) -> None:
+        self._outputs[number] = outputs
+        self._answered += 1
+        if self._answered == len(self._samples) and not self._finished.done():
+            self._finished.set_result(None)
+
+    def fail(self, error: ServiceError) -> None:
+        if not self._finished.done():
+            self._finished.set_exception(error)
+
+
+class Entry(NamedTuple):
+    place: Place
+    number: int  # among its request's samples
+    sample: Sample
+
+
+class Batcher:
+    """The queue before one engine, and the task that empties it. All methods belong to one event loop.
+
+    ``broken`` is called once, when the engine answers not even a blank sample any more.
+    """
+
+    def __init__(
+        self, engine: Runner, series: ModelSeries, *, max_batch: int, queue_samples: int, broken: Callable[[], None]
+    ) -> None:
+        self._engine, self._series, self._broken = engine, series, broken
+        self._max_batch, self._queue_samples = max_batch, queue_samples
+        self._lines: OrderedDict[Shape, deque[Place]] = OrderedDict()
+        self._waiting = 0
+        self._running = 0
+        self._seconds_per_sample = 0.0
+        self._work = asyncio.Event()
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
+        self._loop = asyncio.create_task(self._serve())
+
+    def reserve(self, deadline: float) -> Place:
+        """A place for a request that must be answered by ``deadline`` (monotonic seconds).
+
+        Raises ``QueueFull``, or ``DeadlineUnmeetable`` when what is ahead takes longer, by the pace measured so far.
+        """
+        ahead = (self._waiting + self._running) * self._seconds_per_sample
+        retry_after = max(1, math.ceil(ahead))
+        if self._waiting >= self._queue_samples:
+            raise QueueFull(
+                f"{self._waiting} samples are waiting, as many as QUEUE_SAMPLES allows", retry_after_seconds=retry_after
+            )
+        left = deadline - time.monotonic()
+        if self._waiting + self._running > 0 and ahead > left:
+            raise DeadlineUnmeetable(
+                f"what is waiting takes about {ahead * 1000:.0f} ms; the request may wait {left * 1000:.0f} ms",
+                retry_after_seconds=retry_after,
+            )
+        place = Place(self, deadline)
+        self._count(1)
+        return place
+
+    def enqueue(self, place: Place, shape: Shape) -> None:
+        self._recount(place)
+        self._lines.setdefault(shape, deque()).append(place)
+        self._work.set()
+
+    def release(self, place: Place) -> None:
+        self._count(-place.waiting)
+        place.waiting = 0
+
+    async def close(self) -> None:
+        """Stops once the batch that runs has come back."""
+        self._loop.cancel()
+        await asyncio.gather(self._loop, return_exceptions=True)
+        self._thread.shutdown()
+
+    async def _serve(self) -> None:
+        while True:
+            await self._work.wait()
+            if batch := self._next_batch():
+                await self._run(batch)
+            else:
+                self._work.clear()
+
+    def _next_batch(self) -> list[Entry]:
+        """One sample from each waiting request in turn, of the shape whose turn it is; the expired are passed over."""
+        batch: list[Entry] = []
+        while self._lines and not batch:
+            shape, line = self._lines.popitem(last=False)
+            while line and len(batch) < self._max_batch:
+                place = line.popleft()
+                if place.over:
+                    self.release(place)
+                    continue
+                batch.append(place.take())
+                self._recount(place)
+                if place.left:
+                    line.append(place)
+            if line:
+                self._lines[shape] = line  # at the end: the other shapes come first
+        return batch
+
+    async def _run(self, batch: list[Entry]) -> None:
+        self._running = len(batch)
+        try:
+            outputs, seconds = await self._timed_run([entry.sample for entry in batch])
+        except Exception:  # an engine may fail in any way; none of them may stop the others' answers
+            logger.exception("a batch of %d failed; its samples run alone", len(batch))
+            await self._run_alone(batch)
+        else:
+            self._answer(batch, outputs, seconds)
+        finally:
+            self._running = 0
+
+    async def _run_alone(self, batch: list[Entry]) -> None:
+        failed: list[Entry] = []
+        for entry in batch:
+            try:
+                outputs, seconds = await self._timed_run([entry.sample])
+            except Exception:  # as above
+                failed.append(entry)
+            else:
+                self._answer([entry], outputs, seconds)
+        if len(failed) == len(batch) and not await self._answers_blank():
+            for entry in failed:
+                entry.place.fail(NotReady("the engine failed; the worker starts afresh", retry_after_seconds=10))
+            self._broken()
+            return
+        for entry in failed:
+            entry.place.fail(InternalError("the model failed on this sample"))
+
+    async def _answers_blank(self) -> bool:
+        try:
+            await self._timed_run([self._engine.blank()])
+        except Exception:  # as above
+            return False
+        return True
+
+    async def _timed_run(self, samples: list[Sample]) -> tuple[list[Outputs], float]:
+        began = time.monotonic()
+        try:
+            outputs = await asyncio.get_running_loop().run_in_executor(self._thread, self._engine.run, samples)
+        except Exception:
+            self._series.failures.inc()
+            raise
+        seconds = time.monotonic() - began
+        self._series.engine_seconds.inc(seconds)
+        return outputs, seconds
+
+    def _answer(self, batch: list[Entry], outputs: list[Outputs], seconds: float) -> None:
+        size = len(batch)
+        self._series.batch_size.observe(size)
+        self._series.samples.inc(size)
+        pace = seconds / size
+        self._seconds_per_sample = _MEMORY * (self._seconds_per_sample or pace) + (1 - _MEMORY) * pace
+        for place in {entry.place for entry in batch}:
+            place.ran(seconds, size)
+        for entry, output in zip(batch, outputs, strict=True):
+            entry.place.answer(entry.number, output)
+
+    def _recount(self, place: Place) -> None:
+        """A place counts with the samples it has left, at most one batch's worth."""
+        now = min(place.left, self._max_batch)
+        self._count(now - place.waiting)
+        place.waiting = now
+
+    def _count(self, change: int) -> None:
+        self._waiting += change
+        self._series.queue_depth.set(self._waiting)

@@ -1,0 +1,128 @@
+"""The loaded models: which answers a route, by name and version or by default."""
+
+import logging
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+from service.batcher import Batcher
+from service.cards import ModelCard, Task
+from service.engine import CPU, Engine
+from service.errors import ModelNotFound, ModelRefused, TaskNotServed
+from service.metrics import MODEL_INFO, MODEL_LOAD_FAILURES, ModelSeries
+from service.repository import find_models, read_graph
+from service.settings import Settings, SettingsError
+
+logger = logging.getLogger("convserve.catalogue")
+
+# Samples in a batch, where MAX_BATCH is auto: a picture or second of sound is small, a street scene is not.
+_MAX_BATCH_CPU = {"classify": 32, "segment": 4, "audio": 32, "video": 8}
+_MAX_BATCH_GPU = {"classify": 128, "segment": 32, "audio": 128, "video": 32}
+
+
+class LoadedModel(NamedTuple):
+    card: ModelCard
+    engine: Engine
+    max_batch: int
+
+    def batcher(self, settings: Settings, broken: Callable[[], None]) -> Batcher:
+        """The queue before this model, in the running event loop."""
+        return Batcher(
+            self.engine,
+            ModelSeries(self.card.key),
+            max_batch=self.max_batch,
+            queue_samples=settings.queue_samples,
+            broken=broken,
+        )
+
+
+def load_models(settings: Settings) -> list[LoadedModel]:
+    """Loads every sound model of the repository; the others are logged and counted.
+
+    Raises ``SettingsError`` if no model loads or a default that was named is missing, ``DeviceUnusable`` if the device
+    that was named cannot be used.
+    """
+    try:
+        stored, refused = find_models(settings.repository)
+    except OSError as error:
+        raise SettingsError(f"CONVSERVE_REPOSITORY: {error}") from error
+    loaded: list[LoadedModel] = []
+    for model in stored:
+        try:
+            engine = Engine(
+                model.card, read_graph(model), device=settings.device, threads=settings.threads_per_worker()
+            )
+            loaded.append(LoadedModel(model.card, engine, _max_batch(model.card, engine, settings)))
+        except ModelRefused as error:
+            refused.append(error)
+    for refusal in refused:
+        logger.error("a model is not served: %s", refusal)
+        MODEL_LOAD_FAILURES.labels(refusal.model, refusal.reason).set(1)
+    if not loaded:
+        raise SettingsError(f"CONVSERVE_REPOSITORY: no model in {settings.repository} can be served")
+    for model_ in loaded:
+        card = model_.card
+        MODEL_INFO.labels(card.name, str(card.version), card.architecture, model_.engine.provider).set(1)
+    Catalogue((model_.card for model_ in loaded), settings.default_models)  # a default that is missing stops the start
+    return loaded
+
+
+def _max_batch(card: ModelCard, engine: Engine, settings: Settings) -> int:
+    if settings.max_batch != "auto":
+        return settings.max_batch
+    return (_MAX_BATCH_CPU if engine.provider == CPU else _MAX_BATCH_GPU)[card.task]
+
+
+class Catalogue:
+    """Cards by name and version. The highest version of a name is meant where none is given."""
+
+    def __init__(self, cards: Iterable[ModelCard], default_models: dict[str, str]) -> None:
+        self._cards = {card.key: card for card in sorted(cards, key=lambda card: (card.name, card.version))}
+        self._latest = {card.name: card for card in self._cards.values()}
+        self._defaults = {
+            task: card for task in _tasks(self._cards.values()) if (card := self._default(task, default_models))
+        }
+        for task in set(default_models) - set(self._defaults):
+            raise SettingsError(f"CONVSERVE_DEFAULT_MODELS: no loaded model serves {task}")
+
+    def cards(self) -> list[ModelCard]:
+        return list(self._cards.values())
+
+    def tasks(self) -> list[Task]:
+        return sorted(self._defaults)
+
+    def find(self, task: Task, name: str | None = None) -> ModelCard:
+        """The model of ``task`` called ``name`` or ``name:version``, or the task's default.
+
+        Raises ``TaskNotServed`` or ``ModelNotFound``; both say what there is.
+        """
+        if task not in self._defaults:
+            raise TaskNotServed(f"no loaded model serves /{task}; these are served: {', '.join(self.tasks())}")
+        if name is None:
+            return self._defaults[task]
+        card = self.named(name)
+        if card.task != task:
+            raise ModelNotFound(f"the model {name!r} is for /{card.task}, not for /{task}; {self._choices(task)}")
+        return card
+
+    def named(self, name: str) -> ModelCard:
+        card = self._cards.get(name) or self._latest.get(name)
+        if card is None:
+            raise ModelNotFound(f"no model is called {name[:80]!r}; there are {', '.join(self._cards)}")
+        return card
+
+    def _choices(self, task: Task) -> str:
+        return f"/{task} has {', '.join(card.key for card in self._cards.values() if card.task == task)}"
+
+    def _default(self, task: Task, default_models: dict[str, str]) -> ModelCard | None:
+        """The one named in the settings; else the card that says so; else the only or first one."""
+        if name := default_models.get(task):
+            card = self._cards.get(name) or self._latest.get(name)
+            if card is None or card.task != task:
+                raise SettingsError(f"CONVSERVE_DEFAULT_MODELS: {task}={name} is not a loaded model for {task}")
+            return card
+        latest = [card for card in self._latest.values() if card.task == task]
+        return next((card for card in latest if card.default), latest[0] if latest else None)
+
+
+def _tasks(cards: Iterable[ModelCard]) -> set[Task]:
+    return {card.task for card in cards}

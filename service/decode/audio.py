@@ -1,0 +1,59 @@
+"""A sound: bytes -> float32 (T,), mono, at the rate that is asked for."""
+
+from collections.abc import Iterator
+
+import av
+import numpy as np
+from av.audio.resampler import AudioResampler
+from numpy.typing import NDArray
+
+from service.decode import Check, Limits, never
+from service.decode.container import check_duration, declared_seconds, open_container
+from service.errors import CorruptMedia, MediaTooLarge
+
+_MIN_RATE_HZ, _MAX_RATE_HZ = 4_000, 192_000  # below and above lies no recording, only a forged header
+
+
+def decode_audio(data: bytes, limits: Limits, *, sample_rate_hz: int, check: Check = never) -> NDArray[np.float32]:
+    """The first audio stream as (T,) float32, full scale -1 to 1, channels averaged, at ``sample_rate_hz``.
+
+    Raises ``UnsupportedMedia``; ``MediaTooLarge`` for too many seconds or channels; ``CorruptMedia``, also for a file
+    without an audio stream, without a single sample, or with samples that are not finite.
+    """
+    with open_container(data, "audio", limits) as container:
+        if not container.streams.audio:
+            raise CorruptMedia("the file holds no audio stream")
+        stream = container.streams.audio[0]
+        _check_header(stream, limits)
+        check_duration(declared_seconds(container), limits)
+        blocks = list(_blocks(container, stream, limits, sample_rate_hz, check))
+    if not blocks:
+        raise CorruptMedia("the file holds no audio samples")
+    sound = np.concatenate(blocks)
+    if not np.isfinite(sound).all():
+        raise CorruptMedia("the sound holds samples that are not finite")
+    return sound
+
+
+def _check_header(stream: av.AudioStream, limits: Limits) -> None:
+    if not _MIN_RATE_HZ <= stream.rate <= _MAX_RATE_HZ:
+        raise CorruptMedia(f"the sample rate is {stream.rate} Hz; {_MIN_RATE_HZ} to {_MAX_RATE_HZ} Hz can be decoded")
+    if stream.channels > limits.max_channels:
+        raise MediaTooLarge(f"it has {stream.channels} channels; MAX_CHANNELS allows {limits.max_channels}")
+
+
+def _blocks(
+    container: av.container.InputContainer, stream: av.AudioStream, limits: Limits, sample_rate_hz: int, check: Check
+) -> Iterator[NDArray[np.float32]]:
+    """Mono blocks at the wanted rate. Channels are averaged here: FFmpeg's own mix to mono would be 3 dB louder."""
+    resampler = AudioResampler(format="fltp", rate=sample_rate_hz)
+    seconds = 0.0
+    for frame in container.decode(stream):
+        check()
+        seconds += frame.samples / (frame.sample_rate or stream.rate)
+        check_duration(seconds, limits)
+        for resampled in resampler.resample(frame):
+            yield resampled.to_ndarray().mean(axis=0, dtype=np.float32)
+    if seconds:
+        for resampled in resampler.resample(None):
+            yield resampled.to_ndarray().mean(axis=0, dtype=np.float32)

@@ -1,0 +1,119 @@
+"""A clip: bytes -> uint8 (T, H, W, 3), RGB, upright, at the frame rate and size that are asked for."""
+
+import math
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import av
+import numpy as np
+from numpy.typing import NDArray
+
+from service.decode import Check, Limits, never
+from service.decode.container import check_duration, declared_seconds, open_container
+from service.errors import CorruptMedia, MediaTooLarge
+
+_SLACK = 1e-3  # seconds; time stamps in milliseconds (Matroska) fall this far beside the frames' true times
+_LONGEST_LAST_FRAME = 1.0  # seconds; how long the last frame is shown rests on the header's word alone
+
+
+class _Shown(NamedTuple):
+    """A frame, the second at which it appears, counted from the clip's first frame, and how long it claims to stay."""
+
+    seconds: float
+    duration: float
+    frame: av.VideoFrame
+
+
+def decode_video(
+    data: bytes, limits: Limits, *, frame_rate_hz: float, shorter_side: int, check: Check = never
+) -> NDArray[np.uint8]:
+    """What the clip shows at 0, 1, 2, … ``/ frame_rate_hz`` seconds: (T, H, W, 3) uint8, the shorter side as asked for.
+
+    Frames are chosen by their time stamps: rates vary and header counts lie. Raises ``UnsupportedMedia``;
+    ``MediaTooLarge`` for too many seconds, frames, or pixels a frame; ``CorruptMedia``, also without any frame.
+    """
+    with open_container(data, "video", limits) as container:
+        if not container.streams.video:
+            raise CorruptMedia("the file holds no video stream")
+        stream = container.streams.video[0]
+        stream.codec_context.options = {"max_pixels": str(limits.max_frame_pixels)}
+        stream.thread_type = "NONE"  # parallelism is between requests; frame threads double the memory
+        _check_frame_size(stream.codec_context.width, stream.codec_context.height, limits)
+        check_duration(declared_seconds(container), limits)
+        aspect = _pixel_aspect(stream)
+        frames: list[NDArray[np.uint8]] = []
+        for frame, ticks in _at_rate(_shown_frames(container, stream, limits, check), frame_rate_hz):
+            frames += [_pixels(frame, shorter_side, aspect)] * ticks
+    if not frames:
+        raise CorruptMedia("the file holds no video frames")
+    if any(frame.shape != frames[0].shape for frame in frames):
+        raise CorruptMedia("the clip changes its shape on the way")
+    return np.stack(frames)
+
+
+def _check_frame_size(width: int, height: int, limits: Limits) -> None:
+    if width * height > limits.max_frame_pixels:
+        raise MediaTooLarge(
+            f"its frames are {width}x{height}, {width * height} pixels; "
+            f"MAX_FRAME_PIXELS allows {limits.max_frame_pixels}"
+        )
+
+
+def _shown_frames(
+    container: av.container.InputContainer, stream: av.VideoStream, limits: Limits, check: Check
+) -> Iterator[_Shown]:
+    """Every frame in the order of showing, seconds counted from the first; limits hold for what really comes."""
+    start: float | None = None
+    seconds, duration = 0.0, 1 / float(stream.average_rate or 25)
+    for count, frame in enumerate(container.decode(stream), start=1):
+        check()
+        _check_frame_size(frame.width, frame.height, limits)
+        if count > limits.max_frames:
+            raise MediaTooLarge(f"it has more than {limits.max_frames} frames, which MAX_FRAMES allows")
+        if frame.time is not None:
+            start = frame.time if start is None else start
+            seconds = max(seconds, frame.time - start)  # a time stamp that runs backwards shows at once
+        elif count > 1:
+            seconds += duration
+        if frame.duration and frame.time_base:
+            duration = float(frame.duration * frame.time_base)
+        check_duration(seconds, limits)
+        yield _Shown(seconds, duration, frame)
+
+
+def _at_rate(shown: Iterator[_Shown], frame_rate_hz: float) -> Iterator[tuple[av.VideoFrame, int]]:
+    """The frames on the screen at a multiple of ``1 / frame_rate_hz`` seconds, and at how many of them each is."""
+    ticks = 0
+    current: _Shown | None = None
+    for following in shown:
+        if current is not None:
+            until = max(ticks, math.ceil((following.seconds - _SLACK) * frame_rate_hz))
+            if until > ticks:
+                yield current.frame, until - ticks
+            ticks = until
+        current = following
+    if current is not None:
+        end = current.seconds + min(current.duration, _LONGEST_LAST_FRAME)
+        last = math.ceil((end - _SLACK) * frame_rate_hz) - ticks
+        if last > 0 or ticks == 0:
+            yield current.frame, max(last, 1)
+
+
+def _pixels(frame: av.VideoFrame, shorter_side: int, aspect: float) -> NDArray[np.uint8]:
+    """Square pixels, upright, the shorter side as asked for, by FFmpeg's area-averaging scaler."""
+    width, height = frame.width * aspect, float(frame.height)
+    scale = shorter_side / min(width, height)
+    scaled = frame.reformat(
+        width=max(shorter_side, round(width * scale)),
+        height=max(shorter_side, round(height * scale)),
+        format="rgb24",
+        interpolation="AREA",
+    )
+    # FFmpeg states how far the picture has to be turned counter-clockwise to stand upright; rot90 turns that way.
+    return np.ascontiguousarray(np.rot90(scaled.to_ndarray(), round(frame.rotation / 90)))
+
+
+def _pixel_aspect(stream: av.VideoStream) -> float:
+    """Width of a pixel over its height; what is missing or forged counts as square."""
+    aspect = float(stream.sample_aspect_ratio or 1)
+    return aspect if 0.25 <= aspect <= 4 else 1.0

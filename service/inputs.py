@@ -1,0 +1,150 @@
+"""A request's body -> media bytes and parameters: raw, multipart or JSON, and never more of it than is allowed."""
+
+import asyncio
+import base64
+import binascii
+import json
+from collections.abc import AsyncGenerator
+from typing import Any, NamedTuple, TypeVar
+
+from pydantic import ValidationError
+from starlette.datastructures import QueryParams, UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import Request
+
+from service.errors import BodyTimeout, BodyTooLarge, EmptyBody, InvalidParameter, MalformedBody
+from service.schemas import ClassifyParameters, Parameters, SegmentParameters, WindowParameters
+from service.settings import Settings
+
+_T = TypeVar("_T", ClassifyParameters, WindowParameters, SegmentParameters)
+_JSON_IN_THREAD = 256 * 1024  # bytes from which parsing would hold the event loop for milliseconds
+
+
+class Upload(NamedTuple):
+    filename: str  # the client's word: echoed, and used for nothing else
+    data: bytes
+
+
+class Inputs(NamedTuple):
+    uploads: list[Upload]
+    parameters: dict[str, Any]  # those in the JSON form
+
+
+async def read_inputs(request: Request, settings: Settings) -> Inputs:
+    """Raises ``EmptyBody``, ``MalformedBody``, ``BodyTooLarge``, ``BodyTimeout``, or ``InvalidParameter`` for a part or
+    a JSON key that has no meaning; ``starlette.requests.ClientDisconnect`` if the client left."""
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    try:
+        async with asyncio.timeout(settings.body_timeout_ms / 1000):
+            if content_type == "multipart/form-data":
+                return await _multipart(request, settings)
+            body = await read_body(request, settings.max_body_bytes)
+    except TimeoutError:
+        raise BodyTimeout(f"the body was not complete after {settings.body_timeout_ms} ms (BODY_TIMEOUT_MS)") from None
+    if not body:
+        raise EmptyBody("the body is empty; send the media's bytes")
+    if content_type != "application/json":
+        return Inputs([Upload("", body)], {})
+    if len(body) < _JSON_IN_THREAD:
+        return _json(body)
+    return await asyncio.to_thread(_json, body)
+
+
+async def read_body(request: Request, max_bytes: int) -> bytes:
+    return b"".join([chunk async for chunk in counted(request, max_bytes)])
+
+
+async def counted(request: Request, max_bytes: int) -> AsyncGenerator[bytes, None]:
+    """The body as it comes. Raises ``BodyTooLarge`` before more than ``max_bytes`` are held."""
+    declared = request.headers.get("content-length", "")
+    received = 0
+    if declared.isdigit() and int(declared) > max_bytes:
+        raise BodyTooLarge(f"the body has {declared} bytes; MAX_BODY_BYTES allows {max_bytes}")
+    async for chunk in request.stream():
+        received += len(chunk)
+        if received > max_bytes:
+            raise BodyTooLarge(f"the body has more than the {max_bytes} bytes that MAX_BODY_BYTES allows")
+        yield chunk
+
+
+class _InMemoryParser(MultiPartParser):
+    """Starlette's, but its files never spill to disk: their size is bounded by the count of the body's bytes."""
+
+    spool_max_size = 1 << 62
+
+
+async def _multipart(request: Request, settings: Settings) -> Inputs:
+    parser = _InMemoryParser(
+        request.headers, counted(request, settings.max_body_bytes), max_files=settings.max_files, max_fields=8
+    )
+    try:
+        form = await parser.parse()
+    except MultiPartException as error:
+        if error.message.startswith("Too many files"):
+            raise BodyTooLarge(
+                f"the body has more than the {settings.max_files} files that MAX_FILES allows"
+            ) from error
+        raise MalformedBody(f"the multipart body cannot be read: {error.message}") from error
+    try:
+        return Inputs([await _upload(name, part) for name, part in form.multi_items()] or _no_file(), {})
+    finally:
+        await form.close()
+
+
+async def _upload(name: str, part: UploadFile | str) -> Upload:
+    if name != "file":
+        raise InvalidParameter(f"the multipart part {name[:80]!r} has no meaning; media come as parts named 'file'")
+    if isinstance(part, str):
+        raise MalformedBody("the part 'file' is a field, not a file; give it a filename (curl: -F file=@PATH)")
+    return Upload(part.filename or "", await part.read())
+
+
+def _no_file() -> list[Upload]:
+    raise EmptyBody("the multipart body holds no part; send the media as parts named 'file'")
+
+
+def _json(body: bytes) -> Inputs:
+    """``{"inputs": "<base64>", "parameters": {…}}``"""
+    try:
+        content = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise MalformedBody("the body is said to be JSON, and is not") from error
+    if not isinstance(content, dict) or not isinstance(content.get("inputs"), str):
+        raise MalformedBody('JSON must be {"inputs": "<the media in base64>", "parameters": {…}}')
+    if unknown := sorted(set(content) - {"inputs", "parameters"}):
+        raise InvalidParameter(f"the JSON key {unknown[0][:80]!r} has no meaning; there are 'inputs' and 'parameters'")
+    parameters = content.get("parameters") or {}
+    if not isinstance(parameters, dict):
+        raise InvalidParameter("'parameters' must be a JSON object")
+    try:
+        data = base64.b64decode(content["inputs"], validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise MalformedBody("'inputs' is not base64") from error
+    if not data:
+        raise EmptyBody("'inputs' is empty; it must hold the media in base64")
+    return Inputs([Upload("", data)], {name: value for name, value in parameters.items() if value is not None})
+
+
+def parse_parameters(kind: type[_T], query: QueryParams, in_json: dict[str, Any], max_timeout_ms: int) -> _T:
+    """Query string and JSON together; what both give, the JSON decides. Raises ``InvalidParameter`` with the name."""
+    names = [name for name, _ in query.multi_items()]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise InvalidParameter(f"the parameter {twice[:80]!r} is given twice")
+    for name, value in in_json.items():
+        if isinstance(value, bool) and name not in ("overlay", "windows"):
+            raise InvalidParameter(f"{name[:80]!r} cannot be {str(value).lower()}")
+    try:
+        parameters = kind.model_validate({**query, **in_json})
+    except ValidationError as error:
+        raise InvalidParameter(_explained(error, kind)) from error
+    if parameters.timeout_ms is not None and parameters.timeout_ms > max_timeout_ms:
+        raise InvalidParameter(f"'timeout_ms' is {parameters.timeout_ms}; TIMEOUT_MS allows {max_timeout_ms}")
+    return parameters
+
+
+def _explained(error: ValidationError, kind: type[Parameters]) -> str:
+    first = error.errors(include_url=False)[0]
+    name = str(first["loc"][0])[:80] if first["loc"] else ""
+    if first["type"] == "extra_forbidden":
+        return f"there is no parameter {name!r} here; there are {', '.join(kind.model_fields)}"
+    return f"{name!r} is {str(first['input'])[:80]!r}: {first['msg']}"

@@ -1,0 +1,35 @@
+"""Starts the service as ``make serve`` and the container do, and says what to try once it answers.
+
+python -m service
+"""
+
+import os
+import sys
+from pathlib import Path
+
+_ANNOUNCED = "_CONVSERVE_URL"
+_SAMPLES = Path("samples")
+_CALLS = {"classify": "cat.jpg", "segment": "street.jpg", "audio": "seven.wav", "video": "pan-left.mp4"}
+_GRACE_SECONDS = 30  # what is in flight may take so long to finish after SIGTERM
+
+
+def serve() -> None:
+    """Becomes ``bentoml serve``, on HOST (127.0.0.1) and PORT (3000)."""
+    host, port = os.environ.get("HOST") or "127.0.0.1", os.environ.get("PORT") or "3000"
+    if not (port.isdigit() and 0 < int(port) < 65536):
+        sys.exit(f"convserve does not start: PORT has the value {port!r}; it must be 1 to 65535")
+    os.environ[_ANNOUNCED] = f"http://{'localhost' if host in ('0.0.0.0', '::') else host}:{port}"
+    arguments = ["serve", "service.app:ConvServe", "--host", host, "--port", port]
+    arguments += ["--timeout-graceful-shutdown", str(_GRACE_SECONDS)]
+    os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")  # nobody is told that, or what, is served here
+    os.execv(sys.executable, [sys.executable, "-m", "bentoml", *arguments])
+
+
+def announce() -> None:
+    """Where the service answers, and four calls to try. Nothing where it was not started by ``serve``."""
+    url = os.environ.get(_ANNOUNCED)
+    if not url:
+        return
+    calls = [f"  curl --data-binary @{_SAMPLES / name} {url}/{task}" for task, name in _CALLS.items()]
+    lines = [f"convserve is ready at {url} (documentation: {url}/docs). Try:", *calls]
+    print("\n".join(lines), flush=True)

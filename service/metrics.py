@@ -1,0 +1,103 @@
+"""The Prometheus series, all in one table, true across several worker processes.
+
+The series are written to memory-mapped files in a folder that all workers of one server share and no other server does.
+``share_folder`` has to run before anything else imports ``prometheus_client``, which reads the environment on import.
+"""
+
+import atexit
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+_FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+_OURS = "_CONVSERVE_METRICS_FOLDER"  # handed down from the supervising process to its workers
+
+
+def share_folder() -> Path:
+    """Makes this server's folder in the process that supervises the workers; finds it again in the workers."""
+    if _OURS not in os.environ:
+        folder = tempfile.mkdtemp(prefix="convserve-metrics-")
+        os.environ[_OURS] = folder
+        atexit.register(_remove, folder, os.getpid())
+    os.environ[_FOLDER_VARIABLE] = os.environ[_OURS]
+    return Path(os.environ[_OURS])
+
+
+def _remove(folder: str, owner: int) -> None:
+    if os.getpid() == owner:  # not in a forked child
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+share_folder()
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest, values
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
+
+CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
+
+# Whatever imported prometheus_client before us has made it choose; our series must be the shared ones regardless.
+values.ValueClass = values.MultiProcessValue()  # type: ignore[no-untyped-call]
+
+_SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
+_SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
+
+REQUESTS = Counter("convserve_requests", "Answers sent", ["endpoint", "status"])
+DURATION = Histogram(
+    "convserve_request_duration_seconds",
+    "From the first byte of a request to its answer",
+    ["endpoint"],
+    buckets=_SECONDS,
+)
+STAGE_DURATION = Histogram(
+    "convserve_stage_duration_seconds", "One stage of a request", ["endpoint", "stage"], buckets=_SECONDS
+)
+REJECTED = Counter("convserve_rejected", "Requests refused, by problem type", ["endpoint", "reason"])
+BATCH_SIZE = Histogram("convserve_batch_size", "Samples that ran together", ["model"], buckets=_SIZES)
+QUEUE_DEPTH = Gauge("convserve_queue_depth", "Samples waiting", ["model"], multiprocess_mode="livesum")
+SAMPLES = Counter("convserve_samples", "Samples answered", ["model"])
+ENGINE_SECONDS = Counter("convserve_engine_seconds", "Time the engine spent on batches", ["model"])
+INFERENCE_FAILURES = Counter("convserve_inference_failures", "Engine runs that failed", ["model"])
+MODEL_INFO = Gauge(
+    "convserve_model_info",
+    "1 for every loaded model",
+    ["model", "version", "architecture", "provider"],
+    multiprocess_mode="livemax",
+)
+MODEL_LOAD_FAILURES = Gauge(
+    "convserve_model_load_failures",
+    "Models in the repository that are not served",
+    ["model", "reason"],
+    multiprocess_mode="livemax",
+)
+WORKERS = Gauge("convserve_workers", "Live worker processes", multiprocess_mode="livesum")
+WORKER_STARTS = Counter("convserve_worker_starts", "Worker processes started so far")
+
+
+class ModelSeries:
+    """One model's series, labels bound once."""
+
+    def __init__(self, key: str) -> None:
+        self.batch_size = BATCH_SIZE.labels(key)
+        self.queue_depth = QUEUE_DEPTH.labels(key)
+        self.samples = SAMPLES.labels(key)
+        self.engine_seconds = ENGINE_SECONDS.labels(key)
+        self.failures = INFERENCE_FAILURES.labels(key)
+
+
+def exposition() -> bytes:
+    """All workers' series as Prometheus text; gauges of workers that are gone are dropped first."""
+    folder = os.environ[_FOLDER_VARIABLE]
+    _forget_the_dead(Path(folder))
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry, path=folder)  # type: ignore[no-untyped-call]
+    return generate_latest(registry)
+
+
+def _forget_the_dead(folder: Path) -> None:
+    """A killed worker cannot take its gauges with it. Counters and histograms stay: what it did, it did."""
+    pids = {path.stem.rsplit("_", 1)[1] for path in folder.glob("gauge_live*_*.db")}
+    for pid in pids:
+        if not Path(f"/proc/{pid}").exists():
+            mark_process_dead(pid, path=str(folder))  # type: ignore[no-untyped-call]

@@ -1,0 +1,197 @@
+"""bytes -> answer: the stages of a request in order, each timed once. Below HTTP, so that every way in shares it."""
+
+import asyncio
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Literal, NamedTuple, TypeVar
+
+import numpy as np
+
+from service import postprocess
+from service.batcher import Batcher, Place, Result
+from service.cards import AudioPreprocess, ImagePreprocess, ModelCard, Task, VideoPreprocess
+from service.catalogue import Catalogue, LoadedModel
+from service.decode import Limits
+from service.decode.audio import decode_audio
+from service.decode.image import Picture, decode_image
+from service.decode.video import decode_video
+from service.metrics import STAGE_DURATION
+from service.preprocess import ImageSample, Windows, audio_windows, decoded_shorter_side, image_sample, video_windows
+from service.schemas import (
+    ClassifyParameters,
+    Parameters,
+    Prediction,
+    Segment,
+    SegmentParameters,
+    Timeline,
+    WindowParameters,
+)
+from service.settings import Settings
+
+Body = list[Prediction] | list[Segment] | Timeline | bytes  # bytes: a PNG
+Form = Literal["json", "png"]
+STAGES = ("decode", "preprocess", "queue", "inference", "postprocess")
+_T = TypeVar("_T")
+
+
+class Answer(NamedTuple):
+    body: Body
+    stages: Mapping[str, float]  # seconds, by the names in STAGES
+    batch_size: int
+
+
+class Stopwatch:
+    """Seconds by stage."""
+
+    def __init__(self) -> None:
+        self.seconds = dict.fromkeys(STAGES, 0.0)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[name] += time.perf_counter() - began
+
+
+class Pipeline:
+    """Every loaded model with its queue, and the threads that decode. Lives in one event loop."""
+
+    def __init__(self, models: list[LoadedModel], settings: Settings, broken: Callable[[], None]) -> None:
+        self.catalogue = Catalogue((model.card for model in models), settings.default_models)
+        self._limits: Limits = settings.limits()
+        self._batchers: dict[str, Batcher] = {model.card.key: model.batcher(settings, broken) for model in models}
+        # Decoders of their own for each task: a clip that decodes for seconds keeps no picture waiting.
+        threads = settings.threads_per_worker() + 1
+        self._decoders: dict[str, ThreadPoolExecutor] = {
+            task: ThreadPoolExecutor(threads, thread_name_prefix=f"decode-{task}") for task in self.catalogue.tasks()
+        }
+
+    async def answer(
+        self, card: ModelCard, data: bytes, parameters: Parameters, *, deadline: float, form: Form = "json"
+    ) -> Answer:
+        """What ``card``'s model says of the media in ``data``, by ``deadline`` (monotonic seconds).
+
+        Raises the refusals of decoding, batching and the model; see ``service.errors``.
+        """
+        place = self._batchers[card.key].reserve(deadline)
+        watch = Stopwatch()
+        try:
+            if card.task == "segment":
+                assert isinstance(parameters, SegmentParameters)
+                body, result = await self._segment(card, data, parameters, form, place, watch)
+            elif card.task == "classify":
+                assert isinstance(parameters, ClassifyParameters)
+                body, result = await self._classify(card, data, parameters, place, watch)
+            else:
+                assert isinstance(parameters, WindowParameters)
+                body, result = await self._windows(card, data, parameters, place, watch)
+        finally:
+            place.leave()
+        for stage, seconds in watch.seconds.items():
+            STAGE_DURATION.labels(f"/{card.task}", stage).observe(seconds)
+        return Answer(body, watch.seconds, result.largest_batch)
+
+    async def close(self) -> None:
+        await asyncio.gather(*(batcher.close() for batcher in self._batchers.values()))
+        for pool in self._decoders.values():
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    async def _classify(
+        self, card: ModelCard, data: bytes, parameters: ClassifyParameters, place: Place, watch: Stopwatch
+    ) -> tuple[Body, Result]:
+        _, (sample, _) = await self._threaded(
+            card.task, place, watch, lambda: self._picture(card, data, place, watch, False)
+        )
+        result = await _inferred(place, [sample], watch)
+        with watch.stage("postprocess"):
+            probabilities = _rows(result)[0]
+            return postprocess.predictions(probabilities, card.categories, parameters.top_k), result
+
+    async def _segment(
+        self, card: ModelCard, data: bytes, parameters: SegmentParameters, form: Form, place: Place, watch: Stopwatch
+    ) -> tuple[Body, Result]:
+        whole = form == "png" and parameters.overlay  # the overlay needs every pixel of the picture
+        picture, (sample, region) = await self._threaded(
+            card.task, place, watch, lambda: self._picture(card, data, place, watch, whole)
+        )
+        result = await _inferred(place, [sample], watch)
+        mask, confidence = np.asarray(result.outputs[0][0], np.uint8), np.asarray(result.outputs[0][1], np.float32)
+
+        def finish() -> Body:
+            place_of_mask = (mask, confidence, region)
+            with watch.stage("postprocess"):
+                if whole:
+                    return postprocess.overlay_png(*place_of_mask, picture.pixels, card)
+                if form == "png":
+                    return postprocess.palette_png(*place_of_mask, picture.size, card)
+                return postprocess.segments(*place_of_mask, picture.size, card, parameters.threshold)
+
+        return await self._threaded(card.task, place, watch, finish), result
+
+    async def _windows(
+        self, card: ModelCard, data: bytes, parameters: WindowParameters, place: Place, watch: Stopwatch
+    ) -> tuple[Body, Result]:
+        windows = await self._threaded(card.task, place, watch, lambda: self._cut(card, data, place, watch))
+        result = await _inferred(place, windows.samples, watch)
+        with watch.stage("postprocess"):
+            rows = _rows(result)
+            if parameters.windows:
+                return postprocess.timeline(rows, windows, card.categories, parameters.top_k), result
+            return postprocess.predictions(postprocess.whole(rows, windows), card.categories, parameters.top_k), result
+
+    def _picture(
+        self, card: ModelCard, data: bytes, place: Place, watch: Stopwatch, whole: bool
+    ) -> tuple[Picture, ImageSample]:
+        spec = card.preprocess
+        assert isinstance(spec, ImagePreprocess)
+        with watch.stage("decode"):
+            shorter_side = None if whole else decoded_shorter_side(spec)
+            picture = decode_image(data, self._limits, shorter_side=shorter_side, check=place.check)
+        with watch.stage("preprocess"):
+            return picture, image_sample(picture.pixels, spec)
+
+    def _cut(self, card: ModelCard, data: bytes, place: Place, watch: Stopwatch) -> Windows:
+        spec = card.preprocess
+        if isinstance(spec, AudioPreprocess):
+            with watch.stage("decode"):
+                sound = decode_audio(data, self._limits, sample_rate_hz=spec.sample_rate_hz, check=place.check)
+            with watch.stage("preprocess"):
+                return audio_windows(sound, spec)
+        assert isinstance(spec, VideoPreprocess)
+        with watch.stage("decode"):
+            frames = decode_video(
+                data,
+                self._limits,
+                frame_rate_hz=spec.frame_rate_hz,
+                shorter_side=spec.shorter_side,
+                check=place.check,
+            )
+        with watch.stage("preprocess"):
+            return video_windows(frames, spec)
+
+    async def _threaded(self, task: Task, place: Place, watch: Stopwatch, work: Callable[[], _T]) -> _T:
+        """Runs ``work`` in the task's pool until the deadline; what it waited for a thread counts as queueing."""
+        asked = time.perf_counter()
+
+        def started() -> _T:
+            watch.seconds["queue"] += time.perf_counter() - asked
+            return work()
+
+        async with place.within_deadline("was decoded or drawn"):
+            return await asyncio.get_running_loop().run_in_executor(self._decoders[task], started)
+
+
+async def _inferred(place: Place, samples: list[np.ndarray], watch: Stopwatch) -> Result:
+    result = await place.run(samples)
+    watch.seconds["queue"] += result.queue_seconds
+    watch.seconds["inference"] += result.inference_seconds
+    return result
+
+
+def _rows(result: Result) -> np.ndarray:
+    """(samples, C) probabilities."""
+    return np.stack([outputs[0] for outputs in result.outputs])

@@ -1,0 +1,121 @@
+"""Model outputs -> answers: labels with scores, masks at the picture's own size, timelines."""
+
+import base64
+import math
+from io import BytesIO
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from service.cards import ModelCard
+from service.errors import InternalError
+from service.preprocess import Region, Windows
+from service.schemas import Prediction, Segment, Timeline, Window
+
+_SCORE_DIGITS = 6
+_T = TypeVar("_T", bound=np.generic)
+
+
+def predictions(probabilities: NDArray[np.float32], categories: tuple[str, ...], top_k: int) -> list[Prediction]:
+    """(C,) -> the ``top_k`` likeliest categories, best first."""
+    _require_finite(probabilities)
+    best = np.argsort(-probabilities, kind="stable")[:top_k]
+    return [Prediction(label=categories[index], score=_score(probabilities[index])) for index in best]
+
+
+def whole(probabilities: NDArray[np.float32], windows: Windows) -> NDArray[np.float32]:
+    """(windows, C) -> (C,), the mean by the windows' weights."""
+    return np.average(probabilities, axis=0, weights=windows.weights).astype(np.float32)
+
+
+def timeline(probabilities: NDArray[np.float32], windows: Windows, categories: tuple[str, ...], top_k: int) -> Timeline:
+    """(windows, C) -> the whole's predictions, and each window's."""
+    parts = [
+        Window(start_seconds=start, end_seconds=end, predictions=predictions(row, categories, top_k))
+        for (start, end), row in zip(windows.spans, probabilities, strict=True)
+    ]
+    return Timeline(predictions=predictions(whole(probabilities, windows), categories, top_k), windows=parts)
+
+
+def segments(
+    mask: NDArray[np.uint8],
+    confidence: NDArray[np.float32],
+    region: Region,
+    size: tuple[int, int],
+    card: ModelCard,
+    threshold: float,
+) -> list[Segment]:
+    """(H, W) category indices with their probabilities -> one mask per category present, likeliest first.
+
+    ``region`` is the part of the sample that is picture, ``size`` the (height, width) to which masks are scaled.
+    """
+    mask, confidence = _cut(mask, region), _cut(confidence, region)
+    _require_finite(confidence)
+    scores = {int(index): _score(confidence[mask == index].mean()) for index in np.unique(mask)}
+    return [
+        Segment(label=card.categories[index], score=score, mask=_png_base64(_scaled(mask == index, size)))
+        for index, score in sorted(scores.items(), key=lambda item: -item[1])
+        if score >= threshold
+    ]
+
+
+def palette_png(
+    mask: NDArray[np.uint8],
+    confidence: NDArray[np.float32],
+    region: Region,
+    size: tuple[int, int],
+    card: ModelCard,
+) -> bytes:
+    """(H, W) -> one PNG of ``size`` in the card's colours, the pixel value being the category's index."""
+    _require_finite(confidence)
+    return _png(_coloured(_cut(mask, region), size, card))
+
+
+def overlay_png(
+    mask: NDArray[np.uint8],
+    confidence: NDArray[np.float32],
+    region: Region,
+    pixels: NDArray[np.uint8],
+    card: ModelCard,
+) -> bytes:
+    """(H, W) -> a PNG of the picture ``pixels`` (H, W, 3) with the mask's colours laid over it, half and half."""
+    _require_finite(confidence)
+    coloured = _coloured(_cut(mask, region), pixels.shape[:2], card).convert("RGB")
+    return _png(Image.blend(Image.fromarray(pixels), coloured, 0.5))
+
+
+def _cut(plane: NDArray[_T], region: Region) -> NDArray[_T]:
+    return plane[region.top : region.top + region.height, region.left : region.left + region.width]
+
+
+def _scaled(present: NDArray[np.bool_], size: tuple[int, int]) -> Image.Image:
+    image = Image.fromarray(present.astype(np.uint8) * 255)
+    return image.resize((size[1], size[0]), Image.Resampling.NEAREST)
+
+
+def _coloured(mask: NDArray[np.uint8], size: tuple[int, ...], card: ModelCard) -> Image.Image:
+    assert card.palette is not None  # the card checked it
+    image = Image.fromarray(mask).resize((size[1], size[0]), Image.Resampling.NEAREST)
+    image.putpalette([channel for colour in card.palette for channel in colour])
+    return image
+
+
+def _png(image: Image.Image) -> bytes:
+    buffer = BytesIO()
+    image.save(buffer, "PNG", compress_level=1)  # masks are flat: level 1 is five times faster and hardly larger
+    return buffer.getvalue()
+
+
+def _png_base64(image: Image.Image) -> str:
+    return base64.b64encode(_png(image)).decode("ascii")
+
+
+def _score(value: np.floating) -> float:
+    return round(float(value), _SCORE_DIGITS)
+
+
+def _require_finite(values: NDArray[np.float32]) -> None:
+    if not math.isfinite(float(values.sum())):
+        raise InternalError("the model's output is not finite")

@@ -1,0 +1,104 @@
+"""Every setting of the service: environment variables, read once, refused by name if they make no sense."""
+
+import difflib
+import os
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from service.cards import MEDIA_OF_TASK
+from service.decode import Limits
+from service.engine import Device
+from service.repository import BUNDLED
+
+PREFIX = "CONVSERVE_"
+_FLAG = "true, false, 1, 0, on or off"
+_LIMITS = Limits()
+
+Count = Annotated[int, Field(ge=1)]
+Milliseconds = Annotated[int, Field(ge=1, le=86_400_000)]
+
+
+class SettingsError(Exception):
+    """A setting that makes no sense; the message names the variable, its value and what is wrong with it."""
+
+
+class Settings(BaseSettings):
+    """Read from ``CONVSERVE_<NAME>``. ``auto`` is worked out from the machine by the methods below."""
+
+    model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
+
+    repository: Path = BUNDLED
+    default_models: Annotated[dict[str, str], NoDecode] = Field(default_factory=dict)
+    device: Device = "auto"
+    workers: Count | Literal["auto"] = "auto"
+    max_batch: Count | Literal["auto"] = "auto"
+    queue_samples: Count = 256
+    timeout_ms: Milliseconds = 30_000
+    body_timeout_ms: Milliseconds = 30_000
+    max_body_bytes: Count = 64 * 1024 * 1024
+    max_files: Count = 64
+    max_pixels: Count = _LIMITS.max_pixels
+    max_frame_pixels: Count = _LIMITS.max_frame_pixels
+    max_frames: Count = _LIMITS.max_frames
+    max_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = _LIMITS.max_seconds
+    max_channels: Count = _LIMITS.max_channels
+    access_log: bool = True
+
+    @field_validator("default_models", mode="before")
+    @classmethod
+    def _pairs(cls, value: object) -> object:
+        """``classify=name[:version],audio=name`` -> a dictionary."""
+        if not isinstance(value, str):
+            return value
+        pairs: dict[str, str] = {}
+        for item in filter(None, (part.strip() for part in value.split(","))):
+            task, equals, model = (part.strip() for part in item.partition("="))
+            if not equals or not model or task not in MEDIA_OF_TASK:
+                raise ValueError(f"{item!r} is not TASK=name[:version], TASK being one of {', '.join(MEDIA_OF_TASK)}")
+            pairs[task] = model
+        return pairs
+
+    @classmethod
+    def read(cls) -> Self:
+        """From the environment. Raises ``SettingsError``, also for a ``CONVSERVE_`` variable that is no setting."""
+        for variable in os.environ:
+            name = variable.removeprefix(PREFIX).lower()
+            if variable.startswith(PREFIX) and name not in cls.model_fields:
+                close = difflib.get_close_matches(name, cls.model_fields, n=1)
+                hint = f"; is {PREFIX}{close[0].upper()} meant?" if close else ""
+                raise SettingsError(f"{variable} is not a setting{hint}")
+        try:
+            return cls()
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            variable = f"{PREFIX}{str(first['loc'][0]).upper()}"
+            raise SettingsError(f"{variable} has the value {os.environ.get(variable)!r}: {first['msg']}") from error
+
+    def limits(self) -> Limits:
+        return Limits(
+            max_pixels=self.max_pixels,
+            max_frame_pixels=self.max_frame_pixels,
+            max_frames=self.max_frames,
+            max_seconds=self.max_seconds,
+            max_channels=self.max_channels,
+        )
+
+    def worker_count(self) -> int:
+        """``auto``: a worker per core, each with one ONNX Runtime thread, which beats one worker with many threads."""
+        return usable_cores() if self.workers == "auto" else self.workers
+
+    def threads_per_worker(self) -> int:
+        return max(1, usable_cores() // self.worker_count())
+
+
+def usable_cores() -> int:
+    """Cores that this process may use: what the scheduler allows, and the container's quota (cgroup v2)."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        return max(1, min(cores, int(quota) // int(period)))
+    except (OSError, ValueError):  # no such file, or "max": no quota
+        return cores
