@@ -5,7 +5,7 @@ import base64
 import binascii
 import json
 from collections.abc import AsyncGenerator
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 from starlette.datastructures import QueryParams, UploadFile
@@ -13,10 +13,9 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from service.errors import BodyTimeout, BodyTooLarge, EmptyBody, InvalidParameter, MalformedBody
-from service.schemas import ClassifyParameters, Parameters, SegmentParameters, WindowParameters
+from service.schemas import Parameters
 from service.settings import Settings
 
-_T = TypeVar("_T", ClassifyParameters, WindowParameters, SegmentParameters)
 _JSON_IN_THREAD = 256 * 1024  # bytes from which parsing would hold the event loop for milliseconds
 
 
@@ -125,7 +124,9 @@ def _json(body: bytes) -> Inputs:
     return Inputs([Upload("", data)], {name: value for name, value in parameters.items() if value is not None})
 
 
-def parse_parameters(kind: type[_T], query: QueryParams, in_json: dict[str, Any], max_timeout_ms: int) -> _T:
+def parse_parameters(
+    kind: type[Parameters], query: QueryParams, in_json: dict[str, Any], max_timeout_ms: int
+) -> Parameters:
     """Query string and JSON together; what both give, the JSON decides. Raises ``InvalidParameter`` with the name."""
     names = [name for name, _ in query.multi_items()]
     if twice := next((name for name in names if names.count(name) > 1), None):
