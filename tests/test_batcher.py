@@ -1,0 +1,272 @@
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+
+import numpy as np
+import pytest
+
+from service.batcher import Batcher, Outputs, Sample
+from service.errors import DeadlineExceeded, DeadlineUnmeetable, InternalError, NotReady, QueueFull
+from service.metrics import ModelSeries
+
+POISON = 255.0
+
+
+class Doubler:
+    """An engine that doubles, remembers its batches, and fails on poison. ``gate`` closed, it waits."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[float]] = []
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.broken = False
+        self.seconds = 0.0
+        self._loop = asyncio.get_running_loop()
+
+    def run(self, samples: Sequence[Sample]) -> list[Outputs]:
+        asyncio.run_coroutine_threadsafe(_wait(self.gate), self._loop).result(timeout=20)
+        time.sleep(self.seconds)
+        values = [float(sample.flat[0]) for sample in samples]
+        assert len({sample.shape for sample in samples}) == 1
+        self.batches.append(values)
+        if self.broken or POISON in values:
+            raise RuntimeError("poison")
+        return [(sample * 2,) for sample in samples]
+
+    def blank(self) -> Sample:
+        return np.zeros(1)
+
+
+async def _wait(gate: asyncio.Event) -> None:
+    await gate.wait()
+
+
+class Bench:
+    """A batcher over a Doubler, with short calls for what tests do."""
+
+    def __init__(self, max_batch: int = 4, queue_samples: int = 64) -> None:
+        self.engine = Doubler()
+        self.given_up = 0
+        self.batcher = Batcher(
+            self.engine, ModelSeries("test:1"), max_batch=max_batch, queue_samples=queue_samples, broken=self._give_up
+        )
+
+    def _give_up(self) -> None:
+        self.given_up += 1
+
+    async def ask(self, *values: float, seconds: float = 20.0, shape: tuple[int, ...] = (1,)) -> list[float]:
+        place = self.batcher.reserve(time.monotonic() + seconds)
+        try:
+            result = await place.run([np.full(shape, value) for value in values])
+            return [float(outputs[0].flat[0]) for outputs in result.outputs]
+        finally:
+            place.leave()
+
+
+Make = Callable[..., Awaitable[Bench]]
+
+
+@pytest.fixture
+async def make() -> AsyncIterator[Make]:
+    made: list[Bench] = []
+
+    async def build(**options: int) -> Bench:
+        made.append(Bench(**options))
+        return made[-1]
+
+    yield build
+    for bench in made:
+        bench.engine.gate.set()
+        await bench.batcher.close()
+
+
+async def _until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+async def test_each_client_gets_its_own_answer(make: Make) -> None:
+    bench = await make()
+    answers = await asyncio.gather(*(bench.ask(float(number)) for number in range(50)))
+    assert answers == [[2.0 * number] for number in range(50)]
+
+
+async def test_what_comes_while_the_engine_is_busy_shares_the_next_batch(make: Make) -> None:
+    bench = await make(max_batch=4)
+    bench.engine.gate.clear()
+    asking = [asyncio.create_task(bench.ask(float(number))) for number in range(6)]
+    await asyncio.sleep(0.05)
+    bench.engine.gate.set()
+    await asyncio.gather(*asking)
+    assert [len(batch) for batch in bench.engine.batches] in ([1, 4, 1], [4, 2])
+
+
+async def test_a_lone_request_does_not_wait_for_company(make: Make) -> None:
+    bench = await make(max_batch=32)
+    assert await bench.ask(3.0, seconds=5) == [6.0]
+    assert bench.engine.batches == [[3.0]]
+
+
+async def test_a_long_request_takes_turns_with_short_ones(make: Make) -> None:
+    bench = await make(max_batch=2)
+    bench.engine.gate.clear()
+    long = asyncio.create_task(bench.ask(*[1.0] * 20))
+    await asyncio.sleep(0.02)
+    short = asyncio.create_task(bench.ask(7.0))
+    await asyncio.sleep(0.02)
+    bench.engine.gate.set()
+    assert await short == [14.0]
+    assert not long.done()
+    assert await long == [2.0] * 20
+    position = next(index for index, batch in enumerate(bench.engine.batches) if 7.0 in batch)
+    assert position <= 1  # behind at most the batch that was running
+
+
+async def test_samples_of_different_shapes_never_share_a_batch_and_take_turns(make: Make) -> None:
+    bench = await make(max_batch=8)
+    bench.engine.gate.clear()
+    asking = [asyncio.create_task(bench.ask(1.0, shape=(1,))) for _ in range(6)]
+    asking += [asyncio.create_task(bench.ask(2.0, shape=(3,))) for _ in range(6)]
+    await asyncio.sleep(0.05)
+    bench.engine.gate.set()
+    await asyncio.gather(*asking)
+    assert all(len(set(batch)) == 1 for batch in bench.engine.batches)
+    assert len(bench.engine.batches) <= 3
+
+
+async def test_one_bad_sample_fails_alone(make: Make) -> None:
+    bench = await make(max_batch=8)
+    bench.engine.gate.clear()
+    first = asyncio.create_task(bench.ask(0.0))
+    await asyncio.sleep(0.02)
+    asking = [asyncio.create_task(bench.ask(value)) for value in (1.0, 2.0, POISON, 3.0)]
+    await asyncio.sleep(0.02)
+    bench.engine.gate.set()
+    await first
+    results = await asyncio.gather(*asking, return_exceptions=True)
+    assert results[0] == [2.0] and results[1] == [4.0] and results[3] == [6.0]
+    assert isinstance(results[2], InternalError)
+    assert bench.given_up == 0
+
+
+async def test_a_bad_sample_by_itself_does_not_count_as_a_broken_engine(make: Make) -> None:
+    bench = await make()
+    with pytest.raises(InternalError):
+        await bench.ask(POISON)
+    assert bench.given_up == 0
+    assert await bench.ask(1.0) == [2.0]
+
+
+async def test_an_engine_that_answers_nothing_any_more_is_given_up(make: Make) -> None:
+    bench = await make()
+    bench.engine.broken = True
+    with pytest.raises(NotReady) as refusal:
+        await bench.ask(1.0)
+    assert refusal.value.retry_after_seconds
+    assert bench.given_up == 1
+
+
+async def test_a_full_queue_refuses_at_once_and_says_when_to_come_back(make: Make) -> None:
+    bench = await make(queue_samples=3)
+    places = [bench.batcher.reserve(time.monotonic() + 10) for _ in range(3)]
+    with pytest.raises(QueueFull) as refusal:
+        bench.batcher.reserve(time.monotonic() + 10)
+    assert refusal.value.retry_after_seconds is not None and refusal.value.retry_after_seconds >= 1
+    places[0].leave()
+    bench.batcher.reserve(time.monotonic() + 10).leave()
+    for place in places[1:]:
+        place.leave()
+
+
+async def test_a_request_longer_than_the_queue_is_answered(make: Make) -> None:
+    bench = await make(max_batch=2, queue_samples=4)
+    assert await bench.ask(*[float(number) for number in range(40)]) == [2.0 * number for number in range(40)]
+
+
+async def test_a_long_request_leaves_room_in_the_queue(make: Make) -> None:
+    bench = await make(max_batch=2, queue_samples=4)
+    bench.engine.gate.clear()
+    long = asyncio.create_task(bench.ask(*[1.0] * 100))
+    await asyncio.sleep(0.02)
+    short = asyncio.create_task(bench.ask(5.0))  # would be refused if all of the long one stood in the queue
+    await asyncio.sleep(0.02)
+    bench.engine.gate.set()
+    assert await short == [10.0]
+    await long
+
+
+async def test_a_deadline_that_passes_in_the_queue_is_told_in_time_and_the_sample_never_runs(make: Make) -> None:
+    bench = await make(max_batch=1)
+    bench.engine.gate.clear()
+    first = asyncio.create_task(bench.ask(1.0))
+    await asyncio.sleep(0.02)
+    with pytest.raises(DeadlineExceeded):
+        await bench.ask(9.0, seconds=0.05)
+    bench.engine.gate.set()
+    await first
+    assert await bench.ask(2.0) == [4.0]
+    assert [9.0] not in bench.engine.batches
+
+
+async def test_what_a_client_left_behind_never_runs(make: Make) -> None:
+    bench = await make(max_batch=1)
+    bench.engine.gate.clear()
+    first = asyncio.create_task(bench.ask(1.0))
+    await asyncio.sleep(0.02)
+    left = asyncio.create_task(bench.ask(9.0, 9.0))
+    await asyncio.sleep(0.02)
+    left.cancel()
+    await asyncio.gather(left, return_exceptions=True)
+    bench.engine.gate.set()
+    await first
+    await bench.ask(2.0)
+    assert [9.0] not in bench.engine.batches
+
+
+async def test_work_that_cannot_be_done_in_time_is_refused_before_it_starts(make: Make) -> None:
+    bench = await make(max_batch=1)
+    bench.engine.seconds = 0.2
+    await bench.ask(1.0)  # the pace is now known: five a second
+    bench.engine.gate.clear()
+    waiting = [asyncio.create_task(bench.ask(2.0)) for _ in range(5)]
+    await asyncio.sleep(0.02)
+    with pytest.raises(DeadlineUnmeetable) as refusal:
+        bench.batcher.reserve(time.monotonic() + 0.3)
+    assert refusal.value.retry_after_seconds == 2  # five or six samples, at a fifth of a second each
+    bench.batcher.reserve(time.monotonic() + 10).leave()
+    bench.engine.gate.set()
+    await asyncio.gather(*waiting)
+
+
+async def test_an_idle_engine_takes_any_deadline(make: Make) -> None:
+    bench = await make(max_batch=1)
+    bench.engine.seconds = 0.2
+    await bench.ask(1.0)
+    await _until(lambda: bench.batcher._running == 0)
+    bench.batcher.reserve(time.monotonic() + 0.01).leave()  # the measured pace may be out of date: try
+
+
+async def test_the_decoders_check_raises_once_the_client_left_or_the_deadline_passed(make: Make) -> None:
+    bench = await make()
+    place = bench.batcher.reserve(time.monotonic() + 10)
+    place.check()
+    place.leave()
+    with pytest.raises(DeadlineExceeded):
+        place.check()
+    late = bench.batcher.reserve(time.monotonic() + 0.01)
+    await asyncio.sleep(0.02)
+    with pytest.raises(DeadlineExceeded):
+        late.check()
+    late.leave()
+
+
+async def test_the_result_tells_the_largest_batch_and_where_the_time_went(make: Make) -> None:
+    bench = await make(max_batch=4)
+    bench.engine.seconds = 0.02
+    place = bench.batcher.reserve(time.monotonic() + 10)
+    result = await place.run([np.full(1, float(value)) for value in range(4)])
+    place.leave()
+    assert result.largest_batch == 4  # nobody else waited: the batch is all its own
+    assert result.inference_seconds >= 0.02
+    assert result.queue_seconds < result.inference_seconds
