@@ -62,7 +62,7 @@ def _load_or_explain(pipe: Connection) -> None:
 
 
 class BentoBodyLimits:
-    """The body limits of our own routes for BentoML's, which have none. A plain ASGI middleware."""
+    """The limits on bodies for BentoML's own routes, which have none. A plain ASGI middleware."""
 
     def __init__(self, app: access.App) -> None:
         self.app = app
@@ -88,6 +88,8 @@ class BentoBodyLimits:
             complete = not message.get("more_body", False)
             if received > SETTINGS.max_body_bytes:
                 raise _as_bento(BodyTooLarge(f"MAX_BODY_BYTES allows {SETTINGS.max_body_bytes} bytes"))
+            if complete and received == 0:  # BentoML would make two braces of it
+                raise _as_bento(EmptyBody("there is not a single byte; send the media's bytes"))
             return message
 
         await self.app(scope, limited, send)
@@ -179,8 +181,6 @@ class ConvServe:
         try:
             if self._pipeline is None:
                 raise NotReady("no model is loaded yet")
-            if not media:
-                raise EmptyBody("the body is empty; send the media's bytes")
             card = self._pipeline.catalogue.find(task)
             return (await self._pipeline.answer(card, media, parameters, deadline=deadline)).body
         except ServiceError as error:

@@ -40,9 +40,7 @@ async def read_inputs(request: Request, settings: Settings) -> Inputs:
             body = await read_body(request, settings.max_body_bytes)
     except TimeoutError:
         raise BodyTimeout(f"the body was not complete after {settings.body_timeout_ms} ms (BODY_TIMEOUT_MS)") from None
-    if not body:
-        raise EmptyBody("the body is empty; send the media's bytes")
-    if content_type != "application/json":
+    if content_type != "application/json" or not body:
         return Inputs([Upload("", body)], {})
     if len(body) < _JSON_IN_THREAD:
         return _json(body)
@@ -119,8 +117,6 @@ def _json(body: bytes) -> Inputs:
         data = base64.b64decode(content["inputs"], validate=True)
     except (binascii.Error, ValueError) as error:
         raise MalformedBody("'inputs' is not base64") from error
-    if not data:
-        raise EmptyBody("'inputs' is empty; it must hold the media in base64")
     return Inputs([Upload("", data)], {name: value for name, value in parameters.items() if value is not None})
 
 

@@ -17,6 +17,7 @@ from service.decode import Limits
 from service.decode.audio import decode_audio
 from service.decode.image import Picture, decode_image
 from service.decode.video import decode_video
+from service.errors import EmptyBody
 from service.metrics import STAGE_DURATION
 from service.preprocess import ImageSample, Windows, audio_windows, decoded_shorter_side, image_sample, video_windows
 from service.schemas import (
@@ -77,6 +78,8 @@ class Pipeline:
 
         Raises the refusals of decoding, batching and the model; see ``service.errors``.
         """
+        if not data:
+            raise EmptyBody("there is not a single byte; send the media's bytes")
         place = self._batchers[card.key].reserve(deadline)
         watch = Stopwatch()
         try:

@@ -1,0 +1,155 @@
+"""Starting, refusing to start, being killed and stopping, with a process of its own for each."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from service.repository import BUNDLED
+from tests import graphs
+from tests.samples import grey_png, square_wav
+from tests.serving import ROOT, environment, free_port, serving, start_and_fail
+
+
+def test_it_serves_with_torch_blocked(tmp_path: Path) -> None:
+    """The bundled repository, with an importer in the way that fails whoever asks for torch or for models."""
+    blocker = tmp_path / "sitecustomize.py"
+    blocker.write_text(
+        "import sys\n"
+        "class Blocker:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name.partition('.')[0] in ('torch', 'torchvision', 'models'):\n"
+        "            raise ImportError(f'{name} is blocked')\n"
+        "sys.meta_path.insert(0, Blocker())\n"
+    )
+    probe = "import torch"
+    path = {"PYTHONPATH": str(tmp_path)}
+    assert subprocess.run([sys.executable, "-c", probe], env={**os.environ, **path}, check=False).returncode != 0
+    port = free_port()
+    log = tmp_path / "log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "service"],
+            cwd=ROOT,
+            env={**environment({}, port), **path},
+            stdout=output,
+            stderr=output,
+        )
+    try:
+        url = f"http://127.0.0.1:{port}"
+        until = time.monotonic() + 90
+        while time.monotonic() < until and process.poll() is None:
+            try:
+                if httpx.get(f"{url}/readyz", timeout=5).status_code == 200:
+                    break
+            except httpx.HTTPError:
+                time.sleep(0.1)
+        assert {card["name"] for card in httpx.get(f"{url}/models").json()} == {
+            entry.name for entry in BUNDLED.iterdir() if not entry.name.startswith(".")
+        }
+        assert httpx.post(f"{url}/audio", content=square_wav(0.5, seconds=1), timeout=30).status_code == 200
+        assert "convserve is ready at" in log.read_text()
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+
+
+def test_a_broken_model_is_skipped_and_counted_while_the_others_serve(tmp_path: Path) -> None:
+    repository = tmp_path / "repository"
+    graphs.write_model(repository, "classify")
+    broken = graphs.write_model(repository, "audio")
+    (broken / "model.onnx").write_bytes(b"something else")
+    with serving(tmp_path / "log", repository=str(repository), workers="1") as server:
+        with httpx.Client(base_url=server.url, timeout=30) as client:
+            assert client.post("/classify", content=grey_png(8)).json()[0]["label"] == "8"
+            response = client.post("/audio", content=square_wav(0.5))
+            assert (response.status_code, response.json()["type"]) == (404, "/problems/task-not-served")
+            assert "classify" in response.json()["detail"]
+            assert 'convserve_model_load_failures{model="tiny-audio:1",reason="sha256"} 1.0' in client.get("/metrics").text
+        assert "tiny-audio:1" in server.log.read_text()
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"max_batch": "none"}, "CONVSERVE_MAX_BATCH"),
+        ({"timeout_ms": "-5"}, "CONVSERVE_TIMEOUT_MS"),
+        ({"max_batchs": "4"}, "CONVSERVE_MAX_BATCH"),
+        ({"repository": "/no/such/folder"}, "CONVSERVE_REPOSITORY"),
+        ({"default_models": "classify=nobody"}, "CONVSERVE_DEFAULT_MODELS"),
+        ({"device": "cuda"}, "CONVSERVE_DEVICE=cuda"),
+    ],
+    ids=lambda value: str(value),
+)
+def test_it_refuses_to_start_on_what_makes_no_sense_and_names_it(settings: dict[str, str], named: str) -> None:
+    if settings.get("device") == "cuda" and Path("/dev/nvidia0").exists():
+        pytest.skip("there is a GPU here")
+    status, output = start_and_fail(**settings)
+    assert status != 0
+    assert "convserve does not start" in output and named in output
+    assert "Traceback" not in output
+
+
+def test_a_repository_without_a_sound_model_does_not_start(tmp_path: Path) -> None:
+    status, output = start_and_fail(repository=str(tmp_path))
+    assert status != 0 and "no model" in output
+
+
+def test_a_killed_worker_comes_back_and_what_was_counted_stays(tmp_path: Path) -> None:
+    repository = tmp_path / "repository"
+    graphs.write_model(repository, "classify")
+    with serving(tmp_path / "log", repository=str(repository), workers="2") as server:
+        for _ in range(20):
+            assert httpx.post(f"{server.url}/classify", content=grey_png(1), timeout=30).status_code == 200
+        before = server.workers()
+        assert len(before) == 2
+        os.kill(before[0], signal.SIGKILL)
+        until = time.monotonic() + 60
+        while time.monotonic() < until:
+            now = server.workers()
+            text = httpx.get(f"{server.url}/metrics", timeout=30).text
+            if len(now) == 2 and before[0] not in now and "convserve_worker_starts_total 3.0" in text:
+                break
+            time.sleep(0.5)
+        assert 'convserve_requests_total{endpoint="/classify",status="200"} 20.0' in text
+        assert "convserve_workers 2.0" in text
+
+
+def test_the_access_log_is_json_and_can_be_turned_off(tmp_path: Path) -> None:
+    repository = tmp_path / "repository"
+    graphs.write_model(repository, "classify")
+    for on in ("true", "false"):
+        log = tmp_path / f"log-{on}"
+        with serving(log, repository=str(repository), workers="1", access_log=on) as server:
+            headers = {"x-request-id": "find-me"}
+            httpx.post(f"{server.url}/classify", content=grey_png(1), headers=headers, timeout=30)
+        lines = [json.loads(line) for line in log.read_text().splitlines() if line.startswith("{")]
+        found = [line for line in lines if line["request_id"] == "find-me"]
+        assert len(found) == (on == "true")
+        if found:
+            assert (found[0]["status"], found[0]["path"], found[0]["model"]) == (200, "/classify", "tiny-classify:1")
+            assert found[0]["milliseconds"] > 0
+
+
+def test_sigterm_lets_what_is_in_flight_finish(tmp_path: Path) -> None:
+    repository = tmp_path / "repository"
+    graphs.write_model(repository, "classify")
+    with serving(tmp_path / "log", repository=str(repository), workers="1") as server:
+        picture = grey_png(11)
+        with httpx.Client(base_url=server.url, timeout=30) as client:
+
+            def slowly() -> object:
+                yield picture[:20]
+                server.process.send_signal(signal.SIGTERM)
+                time.sleep(1)
+                yield picture[20:]
+
+            answer = client.post("/classify", content=slowly())  # type: ignore[arg-type]
+        assert answer.json()[0]["label"] == "11"
+        assert server.process.wait(timeout=30) == 0
