@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,12 @@ LEVELS = 256  # categories of the grey model: its label is the brightness of the
 OPSET = 18
 
 
-def _graph(name: str, nodes: list[onnx.NodeProto], inputs: Any, outputs: Any, constants: dict[str, np.ndarray]) -> bytes:
+def _graph(name: str, nodes: list[onnx.NodeProto], inputs: Any, outputs: Any, constants: Mapping[str, Any]) -> bytes:
     initializers = [numpy_helper.from_array(value, key) for key, value in constants.items()]
     graph = helper.make_graph(nodes, name, inputs, outputs, initializers)
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=9)
     onnx.checker.check_model(model)
-    return model.SerializeToString()
+    return bytes(model.SerializeToString())
 
 
 def grey_classifier(size: int = 4) -> bytes:
@@ -171,7 +172,7 @@ def write_model(repository: Path, task: str, graph: bytes | None = None, **chang
     """Puts the tiny model of ``task`` into ``repository``; its folder."""
     graph = _TASKS[task]["graph"]() if graph is None else graph
     content = card_content(task, graph, **changed)
-    folder = repository / content["name"] / str(content["version"])
+    folder: Path = repository / content["name"] / str(content["version"])
     folder.mkdir(parents=True)
     (folder / "model.onnx").write_bytes(graph)
     (folder / "card.json").write_text(json.dumps(content))

@@ -87,7 +87,7 @@ def _wait_until_ready(server: Server) -> None:
     raise RuntimeError(f"the server did not start:\n{server.log.read_text()[-4000:]}")
 
 
-def start_and_fail(timeout: float = _START_SECONDS, **settings: str) -> tuple[int, str]:
+def start_and_fail(**settings: str) -> tuple[int, str]:
     """Starts a server that must refuse to; its exit status and what it printed."""
     named = {f"CONVSERVE_{name.upper()}": value for name, value in settings.items()}
     done = subprocess.run(
@@ -95,7 +95,7 @@ def start_and_fail(timeout: float = _START_SECONDS, **settings: str) -> tuple[in
         cwd=ROOT,
         env=environment(named, free_port()),
         capture_output=True,
-        timeout=timeout,
+        timeout=_START_SECONDS,
         check=False,
     )
     return done.returncode, (done.stdout + done.stderr).decode()

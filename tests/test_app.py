@@ -71,7 +71,9 @@ def test_a_broken_model_is_skipped_and_counted_while_the_others_serve(tmp_path: 
             response = client.post("/audio", content=square_wav(0.5))
             assert (response.status_code, response.json()["type"]) == (404, "/problems/task-not-served")
             assert "classify" in response.json()["detail"]
-            assert 'convserve_model_load_failures{model="tiny-audio:1",reason="sha256"} 1.0' in client.get("/metrics").text
+            assert (
+                'convserve_model_load_failures{model="tiny-audio:1",reason="sha256"} 1.0' in client.get("/metrics").text
+            )
         assert "tiny-audio:1" in server.log.read_text()
 
 

@@ -1,0 +1,53 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.cards import ModelCard
+from service.catalogue import Catalogue, load_models
+from service.errors import ModelNotFound, TaskNotServed
+from service.settings import Settings, SettingsError
+from tests import graphs
+
+
+def _card(task: str, **changed: Any) -> ModelCard:
+    return ModelCard.model_validate_json(json.dumps(graphs.card_content(task, b"", **changed)))
+
+
+def test_the_highest_version_is_meant_where_none_is_given() -> None:
+    catalogue = Catalogue([_card("classify", version=version) for version in (2, 10, 9)], {})
+    assert catalogue.find("classify").version == 10
+    assert catalogue.find("classify", "tiny-classify").version == 10
+    assert catalogue.find("classify", "tiny-classify:9").version == 9
+
+
+def test_the_default_is_what_the_settings_name_else_what_its_card_says() -> None:
+    cards = [_card("classify", name="a", default=False), _card("classify", name="b"), _card("classify", name="c")]
+    assert Catalogue(cards, {}).find("classify").name == "b"
+    assert Catalogue(cards, {"classify": "c"}).find("classify").name == "c"
+    assert Catalogue(cards, {"classify": "a:1"}).find("classify").name == "a"
+    assert Catalogue(cards[:1], {}).find("classify").name == "a"
+
+
+@pytest.mark.parametrize("named", [{"classify": "nobody"}, {"classify": "tiny-audio"}, {"video": "tiny-audio"}])
+def test_a_default_that_is_not_there_is_an_error(named: dict[str, str]) -> None:
+    with pytest.raises(SettingsError, match="CONVSERVE_DEFAULT_MODELS"):
+        Catalogue([_card("classify"), _card("audio")], named)
+
+
+def test_what_is_not_there_is_refused_with_what_is() -> None:
+    catalogue = Catalogue([_card("classify"), _card("audio")], {})
+    with pytest.raises(TaskNotServed, match="audio, classify"):
+        catalogue.find("video")
+    with pytest.raises(ModelNotFound, match="tiny-classify:1"):
+        catalogue.find("classify", "tiny-audio")
+    with pytest.raises(ModelNotFound, match="tiny-audio:1"):
+        catalogue.named("nobody")
+
+
+def test_sound_models_load_beside_broken_ones(tmp_path: Path) -> None:
+    graphs.write_all(tmp_path)
+    (tmp_path / "tiny-video" / "1" / "model.onnx").write_bytes(b"")
+    loaded = load_models(Settings(repository=tmp_path, device="cpu"))
+    assert [model.card.task for model in loaded] == ["audio", "classify", "segment"]

@@ -1,0 +1,49 @@
+"""What is installed, built and started, held against each other: one list in several files must stay one list."""
+
+import re
+import tomllib
+from pathlib import Path
+
+import yaml
+
+from service.launch import _CALLS, _SAMPLES
+
+ROOT = Path(__file__).resolve().parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+BENTO = yaml.safe_load((ROOT / "bentofile.yaml").read_text())
+
+
+def test_the_bento_installs_what_the_package_depends_on() -> None:
+    assert BENTO["python"]["packages"] == PROJECT["project"]["dependencies"]
+
+
+def test_serving_depends_on_no_torch() -> None:
+    assert not any(re.match(r"torch", dependency) for dependency in PROJECT["project"]["dependencies"])
+
+
+def test_the_bento_carries_the_service_and_the_bundled_models_and_nothing_of_training() -> None:
+    patterns = [f"{pattern}/*" if pattern.endswith("**") else pattern for pattern in BENTO["include"]]
+    found = [path for pattern in patterns for path in ROOT.glob(pattern) if path.is_file()]
+    included = {path.relative_to(ROOT).as_posix() for path in found}
+    assert {"service/app.py", "service/decode/image.py"} <= included
+    assert any(name.startswith("models/repository/") and name.endswith("model.onnx") for name in included)
+    assert not any(name.startswith("models/") and name.endswith(".py") for name in included)
+
+
+def test_every_package_of_the_tree_is_installed() -> None:
+    packages = {
+        path.parent.relative_to(ROOT).as_posix().replace("/", ".")
+        for folder in ("service", "models")
+        for path in (ROOT / folder).rglob("__init__.py")
+    }
+    assert set(PROJECT["tool"]["setuptools"]["packages"]) == packages
+
+
+def test_the_calls_that_are_advised_have_their_files() -> None:
+    for name in _CALLS.values():
+        assert (ROOT / _SAMPLES / name).is_file()
+
+
+def test_nothing_in_the_tree_names_a_registry_or_this_machine() -> None:
+    for path in [ROOT / "pyproject.toml", ROOT / "Makefile", ROOT / "README.md", *ROOT.glob(".ci/*")]:
+        assert not re.search(r"index-url|find-links|/home/|/root/", path.read_text()), path

@@ -1,0 +1,71 @@
+from pathlib import Path
+
+import pytest
+
+from service.decode import Limits
+from service.settings import Settings, SettingsError, usable_cores
+
+README = Path(__file__).resolve().parent.parent / "README.md"
+
+
+@pytest.fixture(autouse=True)
+def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    import os
+
+    for name in [name for name in os.environ if name.startswith("CONVSERVE_")]:
+        monkeypatch.delenv(name)
+
+
+def test_defaults() -> None:
+    settings = Settings.read()
+    assert (settings.timeout_ms, settings.max_body_bytes, settings.max_files) == (30_000, 64 * 2**20, 64)
+    assert settings.limits() == Limits()
+    assert settings.repository.is_absolute() and settings.repository.name == "repository"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("TIMEOUT_MS", "0"),
+        ("TIMEOUT_MS", "soon"),
+        ("WORKERS", "-1"),
+        ("WORKERS", "many"),
+        ("MAX_BATCH", "0"),
+        ("MAX_SECONDS", "nan"),
+        ("MAX_SECONDS", "inf"),
+        ("DEVICE", "tpu"),
+        ("ACCESS_LOG", "perhaps"),
+        ("DEFAULT_MODELS", "classify"),
+        ("DEFAULT_MODELS", "guess=x"),
+    ],
+)
+def test_a_value_that_makes_no_sense_is_named(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+    monkeypatch.setenv(f"CONVSERVE_{name}", value)
+    with pytest.raises(SettingsError, match=f"CONVSERVE_{name}") as caught:
+        Settings.read()
+    assert repr(value) in str(caught.value)
+
+
+def test_a_setting_that_does_not_exist_is_named_with_the_one_meant(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONVSERVE_TIMEOUT", "5")
+    with pytest.raises(SettingsError, match="CONVSERVE_TIMEOUT_MS"):
+        Settings.read()
+
+
+def test_default_models_are_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONVSERVE_DEFAULT_MODELS", "classify=a:2, audio=b,")
+    assert Settings.read().default_models == {"classify": "a:2", "audio": "b"}
+
+
+def test_auto_is_a_worker_per_core_with_one_thread_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = Settings.read()
+    assert settings.worker_count() == usable_cores()
+    assert settings.threads_per_worker() == 1
+    monkeypatch.setenv("CONVSERVE_WORKERS", "1")
+    assert Settings.read().threads_per_worker() == usable_cores()
+
+
+def test_every_setting_stands_in_the_readme_with_its_default() -> None:
+    text = README.read_text()
+    for name in Settings.model_fields:
+        assert f"`{name.upper()}`" in text, f"{name.upper()} is missing from the README's table"
