@@ -132,7 +132,7 @@ class ConvServe:
         began = time.monotonic()
         models = load_models(SETTINGS)
         for model in models:
-            model.engine.warm_up(model.max_batch)
+            metrics.CALIBRATED.labels(model.card.key).set(model.engine.warm_up(model.max_batch))
         self._pipeline = API.state.pipeline = Pipeline(models, SETTINGS, self._give_up)
         gc.collect()
         gc.freeze()  # what lives for ever is not looked through again

@@ -2,6 +2,7 @@
 
 import ctypes
 import logging
+import time
 from collections.abc import Sequence
 from typing import Literal
 
@@ -63,11 +64,18 @@ class Engine:
             sizes.append(sizes[-1] * 2)
         return sizes
 
-    def warm_up(self, max_batch: int) -> None:
-        """Runs every batch size that will run on every shape that will come: no client pays for a first time."""
+    def warm_up(self, max_batch: int) -> float:
+        """Runs every batch size that will run on every shape that will come: no client pays for a first time.
+
+        Returns the samples per second of the largest batch, once warm.
+        """
         for shape in self.card.sample_shapes():
             for size in self.batch_sizes(max_batch):
-                self.run([self.blank(shape)] * size)
+                batch = [self.blank(shape)] * size
+                self.run(batch)
+        began = time.perf_counter()
+        self.run(batch)
+        return len(batch) / (time.perf_counter() - began)
 
     def blank(self, shape: tuple[int, ...] | None = None) -> NDArray[np.generic]:
         """A sample that every sound model answers: it tells a bad sample from a broken engine."""

@@ -35,6 +35,8 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
+from service.gpu import GpuCollector
+
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
 
 # Whatever imported prometheus_client before us has made it choose; our series must be the shared ones regardless.
@@ -58,6 +60,12 @@ BATCH_SIZE = Histogram("convserve_batch_size", "Samples that ran together", ["mo
 QUEUE_DEPTH = Gauge("convserve_queue_depth", "Samples waiting", ["model"], multiprocess_mode="livesum")
 SAMPLES = Counter("convserve_samples", "Samples answered", ["model"])
 ENGINE_SECONDS = Counter("convserve_engine_seconds", "Time the engine spent on batches", ["model"])
+CALIBRATED = Gauge(
+    "convserve_calibrated_samples_per_second",
+    "What a worker's engine did of the largest batch while it warmed up",
+    ["model"],
+    multiprocess_mode="livemostrecent",
+)
 INFERENCE_FAILURES = Counter("convserve_inference_failures", "Engine runs that failed", ["model"])
 MODEL_INFO = Gauge(
     "convserve_model_info",
@@ -92,6 +100,7 @@ def exposition() -> bytes:
     _forget_the_dead(Path(folder))
     registry = CollectorRegistry()
     MultiProcessCollector(registry, path=folder)  # type: ignore[no-untyped-call]
+    registry.register(GpuCollector())
     return generate_latest(registry)
 
 

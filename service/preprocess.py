@@ -55,8 +55,9 @@ def _cropped(picture: Image.Image, size: tuple[int, int], shorter_side: int) -> 
     """Scales the shorter side to ``shorter_side`` and cuts out the middle, as one resampling of a box of the source."""
     scale = min(picture.size) / shorter_side
     height, width = size
-    left, top = (picture.width - width * scale) / 2, (picture.height - height * scale) / 2
-    box = (left, top, left + width * scale, top + height * scale)
+    # Rounding can put the box a hair outside of the picture, which Pillow refuses.
+    left, top = max(0.0, (picture.width - width * scale) / 2), max(0.0, (picture.height - height * scale) / 2)
+    box = (left, top, min(left + width * scale, picture.width), min(top + height * scale, picture.height))
     sample = picture.resize((width, height), Image.Resampling.BILINEAR, box=box)
     return ImageSample(np.asarray(sample), Region(0, 0, height, width))
 
@@ -92,7 +93,7 @@ def audio_windows(sound: NDArray[np.float32], spec: AudioPreprocess) -> Windows:
     if len(sound) < length:
         before = (length - len(sound)) // 2
         sound = np.pad(sound, (before, length - len(sound) - before))
-    starts = _starts(len(sound), length, round(spec.hop_seconds * spec.sample_rate_hz))
+    starts = _starts(len(sound), length, max(1, round(spec.hop_seconds * spec.sample_rate_hz)))
     samples = [sound[None, start : start + length] for start in starts]
     spans = [(start / spec.sample_rate_hz, (start + length) / spec.sample_rate_hz) for start in starts]
     energies = np.array([float(np.mean(np.square(sample, dtype=np.float64))) for sample in samples])

@@ -24,7 +24,7 @@ LAYERS = [
     {"engine", "repository", "postprocess"},
     {"decode", "preprocess", "schemas"},
     {"cards", "metrics"},
-    {"errors"},
+    {"errors", "gpu"},
 ]
 
 

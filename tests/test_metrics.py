@@ -64,6 +64,7 @@ def test_counts_equal_the_clients_own_over_several_workers_and_batches_form(fres
     assert _value(series, "convserve_workers") == 2
     assert _value(series, "convserve_worker_starts_total") == 2
     assert _value(series, "convserve_engine_seconds_total", model="tiny-classify:1") > 0
+    assert _value(series, "convserve_calibrated_samples_per_second", model="tiny-classify:1") > 0
     info = [labels for name, labels in series if name == "convserve_model_info"]
     assert len(info) == 4 and all(dict(labels)["provider"] == "CPUExecutionProvider" for labels in info)
 
