@@ -54,6 +54,7 @@ _GRACE_SECONDS = 30  # BentoML's own timeout would answer in its own form: it li
 
 def _load_or_explain(pipe: Connection) -> None:
     """In a process of its own: loads everything once, and sends what stands in the way, or nothing."""
+    logging.disable(logging.WARNING)  # the workers will say the same
     try:
         load_models(SETTINGS)
         pipe.send(None)

@@ -1,6 +1,7 @@
 """One ONNX Runtime session: which hardware it runs on, warm-up, run."""
 
 import ctypes
+import functools
 import logging
 import time
 from collections.abc import Sequence
@@ -96,8 +97,14 @@ def _session(card: ModelCard, graph: bytes, device: Device, threads: int) -> ort
     if problem and device != "auto":
         raise DeviceUnusable(f"CONVSERVE_DEVICE={device} cannot be used: {problem}")
     if problem:
-        logger.warning("%s runs on the CPU: CUDA cannot be used, %s", card.key, problem)
+        _warn_once(problem)
     return session
+
+
+@functools.cache
+def _warn_once(problem: str) -> None:
+    """Once a process, not once a model."""
+    logger.warning("models run on the CPU: CUDA cannot be used, %s", problem)
 
 
 def _create(card: ModelCard, graph: bytes, providers: list[str], threads: int) -> ort.InferenceSession:

@@ -3,6 +3,7 @@
 python -m service
 """
 
+import ipaddress
 import os
 import sys
 from pathlib import Path
@@ -15,14 +16,24 @@ _GRACE_SECONDS = 30  # what is in flight may take so long to finish after SIGTER
 
 def serve() -> None:
     """Becomes ``bentoml serve``, on HOST (127.0.0.1) and PORT (3000)."""
-    host, port = os.environ.get("HOST") or "127.0.0.1", os.environ.get("PORT") or "3000"
-    if not (port.isdigit() and 0 < int(port) < 65536):
+    host, port = _host(os.environ.get("HOST") or "127.0.0.1"), os.environ.get("PORT") or "3000"
+    if not (port.isdecimal() and 0 < int(port) < 65536):
         sys.exit(f"convserve does not start: PORT has the value {port!r}; it must be 1 to 65535")
     os.environ[_ANNOUNCED] = f"http://{'localhost' if host in ('0.0.0.0', '::') else host}:{port}"
     arguments = ["serve", "service.app:ConvServe", "--host", host, "--port", port]
     arguments += ["--timeout-graceful-shutdown", str(_GRACE_SECONDS)]
     os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")  # nobody is told that, or what, is served here
     os.execv(sys.executable, [sys.executable, "-m", "bentoml", *arguments])
+
+
+def _host(name: str) -> str:
+    """BentoML takes addresses only."""
+    if name == "localhost":
+        return "127.0.0.1"
+    try:
+        return str(ipaddress.ip_address(name))
+    except ValueError:
+        sys.exit(f"convserve does not start: HOST has the value {name!r}; it must be an address, such as 0.0.0.0")
 
 
 def announce() -> None:
