@@ -8,7 +8,7 @@ from av.audio.resampler import AudioResampler
 from numpy.typing import NDArray
 
 from service.decode import Check, Limits, never
-from service.decode.container import check_duration, declared_seconds, open_container
+from service.decode.container import check_codec, check_duration, declared_seconds, open_container
 from service.errors import CorruptMedia, MediaTooLarge
 
 _MIN_RATE_HZ, _MAX_RATE_HZ = 4_000, 192_000  # below and above lies no recording, only a forged header
@@ -36,6 +36,7 @@ def decode_audio(data: bytes, limits: Limits, *, sample_rate_hz: int, check: Che
 
 
 def _check_header(stream: av.AudioStream, limits: Limits) -> None:
+    check_codec(stream)
     if not _MIN_RATE_HZ <= stream.rate <= _MAX_RATE_HZ:
         raise CorruptMedia(f"the sample rate is {stream.rate} Hz; {_MIN_RATE_HZ} to {_MAX_RATE_HZ} Hz can be decoded")
     if stream.channels > limits.max_channels:
@@ -46,14 +47,22 @@ def _blocks(
     container: av.container.InputContainer, stream: av.AudioStream, limits: Limits, sample_rate_hz: int, check: Check
 ) -> Iterator[NDArray[np.float32]]:
     """Mono blocks at the wanted rate. Channels are averaged here: FFmpeg's own mix to mono would be 3 dB louder."""
-    resampler = AudioResampler(format="fltp", rate=sample_rate_hz)
-    seconds = 0.0
+    # Interleaved: with eight planes, PyAV 18 reads past the list of their pointers, and the process may die of it.
+    resampler = AudioResampler(format="flt", rate=sample_rate_hz)
+    samples = 0  # counted whole: sums of seconds round, and would refuse a sound of exactly MAX_SECONDS
     for frame in container.decode(stream):
         check()
-        seconds += frame.samples / (frame.sample_rate or stream.rate)
-        check_duration(seconds, limits)
+        samples += frame.samples
+        check_duration(samples / (frame.sample_rate or stream.rate), limits)
         for resampled in resampler.resample(frame):
-            yield resampled.to_ndarray().mean(axis=0, dtype=np.float32)
-    if seconds:
+            yield _mono(resampled)
+    if samples:
         for resampled in resampler.resample(None):
-            yield resampled.to_ndarray().mean(axis=0, dtype=np.float32)
+            yield _mono(resampled)
+
+
+def _mono(frame: av.AudioFrame) -> NDArray[np.float32]:
+    interleaved = frame.to_ndarray().reshape(-1, frame.layout.nb_channels)
+    with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused at the end
+        mono: NDArray[np.float32] = interleaved.mean(axis=1, dtype=np.float32)
+    return mono

@@ -10,7 +10,7 @@ import av.error
 import av.logging
 
 from service.decode import Limits
-from service.decode.sniff import accepted_format
+from service.decode.sniff import CLIPS, accepted_format
 from service.errors import CorruptMedia, MediaTooLarge
 
 av.logging.set_level(None)  # FFmpeg would print what strangers' files make it say
@@ -47,11 +47,19 @@ def open_container(data: bytes, media: str, limits: Limits) -> Iterator[av.conta
         with av.open(BytesIO(data), "r", format=demuxer, options=options, metadata_errors="ignore") as container:
             yield container
     except av.error.ArgumentError as error:  # what a frame above max_pixels raises
+        if format not in CLIPS:
+            raise CorruptMedia(f"the {format} file states what no sound has; it may be damaged") from error
         raise MediaTooLarge(
             f"a frame has no size, or more pixels than MAX_FRAME_PIXELS allows, {limits.max_frame_pixels}"
         ) from error
     except (av.error.FFmpegError, EOFError, ValueError, OverflowError) as error:
         raise CorruptMedia(f"the {format} file cannot be decoded; it may be truncated or damaged") from error
+
+
+def check_codec(stream: av.AudioStream | av.VideoStream) -> None:
+    """Raises ``CorruptMedia`` where FFmpeg knows no decoder; PyAV's stream then lacks most of its attributes."""
+    if stream.codec_context is None:
+        raise CorruptMedia(f"the {stream.type} in the file is in no known coding; the file may be damaged")
 
 
 def check_duration(seconds: float, limits: Limits) -> None:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageFile
 
 from service.decode import Check, Limits, never
 from service.decode.sniff import accepted_format
@@ -97,8 +97,8 @@ def _check_coding(image: Image.Image, limits: Limits) -> None:
     tags = getattr(image, "tag_v2", {})
     if 322 in tags and 323 in tags:  # width and length of a TIFF's tiles, each of which is decoded whole
         _check_size((int(tags[322]), int(tags[323])), limits)
-    coding = image.tile[0].codec_name if image.tile else ""
-    if coding == "bmp_rle" and image.width * image.height > _MAX_RLE_PIXELS:
+    tile = image.tile[0] if isinstance(image, ImageFile.ImageFile) and image.tile else None
+    if tile is not None and tile.codec_name == "bmp_rle" and image.width * image.height > _MAX_RLE_PIXELS:
         raise MediaTooLarge(f"a run-length coded BMP is decoded up to {_MAX_RLE_PIXELS} pixels")
 
 
@@ -141,13 +141,17 @@ def _reduced(image: Image.Image, shorter_side: int | None) -> Image.Image:
 
 def _rgb(image: Image.Image) -> Image.Image:
     """RGB: 16 bits scaled rather than clipped, what is transparent over white."""
+    if image.mode.startswith("I") or image.mode == "F":
+        values = np.asarray(image)
+        grey = _eight_bits(values)
+        if isinstance(image.info.get("transparency"), int):
+            grey[values == image.info["transparency"]] = 255
+        return Image.fromarray(grey).convert("RGB")
     if image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
         rgba = image.convert("RGBA")
         rgb = Image.new("RGB", image.size, (255, 255, 255))
         rgb.paste(rgba, mask=rgba.getchannel("A"))
         return rgb
-    if image.mode.startswith("I") or image.mode == "F":
-        return Image.fromarray(_eight_bits(np.asarray(image))).convert("RGB")
     return image.convert("RGB")
 
 

@@ -6,12 +6,14 @@ from typing import NamedTuple
 
 import av
 import numpy as np
+from av.buffer import Buffer
 from numpy.typing import NDArray
 
 from service.decode import Check, Limits, never
-from service.decode.container import check_duration, declared_seconds, open_container
+from service.decode.container import check_codec, check_duration, declared_seconds, open_container
 from service.errors import CorruptMedia, MediaTooLarge
 
+_MAX_ELONGATION = 4  # longer side over shorter; beyond, the frames for a small shorter side would fill the memory
 _SLACK = 1e-3  # seconds; time stamps in milliseconds (Matroska) fall this far beside the frames' true times
 _LONGEST_LAST_FRAME = 1.0  # seconds; how long the last frame is shown rests on the header's word alone
 
@@ -36,6 +38,7 @@ def decode_video(
         if not container.streams.video:
             raise CorruptMedia("the file holds no video stream")
         stream = container.streams.video[0]
+        check_codec(stream)
         stream.codec_context.options = {"max_pixels": str(limits.max_frame_pixels)}
         stream.thread_type = "NONE"  # parallelism is between requests; frame threads double the memory
         _check_frame_size(stream.codec_context.width, stream.codec_context.height, limits)
@@ -102,6 +105,10 @@ def _at_rate(shown: Iterator[_Shown], frame_rate_hz: float) -> Iterator[tuple[av
 def _pixels(frame: av.VideoFrame, shorter_side: int, aspect: float) -> NDArray[np.uint8]:
     """Square pixels, upright, the shorter side as asked for, by FFmpeg's area-averaging scaler."""
     width, height = frame.width * aspect, float(frame.height)
+    if max(width, height) > _MAX_ELONGATION * min(width, height):
+        raise MediaTooLarge(
+            f"its frames are {frame.width}x{frame.height}; one side may be up to {_MAX_ELONGATION} times the other"
+        )
     scale = shorter_side / min(width, height)
     scaled = frame.reformat(
         width=max(shorter_side, round(width * scale)),
@@ -109,8 +116,22 @@ def _pixels(frame: av.VideoFrame, shorter_side: int, aspect: float) -> NDArray[n
         format="rgb24",
         interpolation="AREA",
     )
-    # FFmpeg states how far the picture has to be turned counter-clockwise to stand upright; rot90 turns that way.
-    return np.ascontiguousarray(np.rot90(scaled.to_ndarray(), round(frame.rotation / 90)))
+    pixels: NDArray[np.uint8] = scaled.to_ndarray().astype(np.uint8, copy=False)
+    return np.ascontiguousarray(_upright(pixels, frame))
+
+
+def _upright(pixels: NDArray[np.uint8], frame: av.VideoFrame) -> NDArray[np.uint8]:
+    """Turned, and mirrored, as the display matrix has it (ISO/IEC 14496-12, section 6.2.2): a, b, u, c, d, v, …
+
+    A point x to the right and y below moves to (a x + c y, b x + d y).
+    """
+    matrix = frame.side_data.get("DISPLAYMATRIX")
+    if not isinstance(matrix, Buffer):
+        return pixels
+    a, b, _, c, d = (int(value) for value in np.frombuffer(bytes(matrix), np.int32, count=5))
+    if a * d < b * c:  # mirrored: left for right first, and what remains is a turn
+        pixels, a, b = pixels[:, ::-1], -a, -b
+    return np.rot90(pixels, -round(math.atan2(b, a) / (math.pi / 2)))
 
 
 def _pixel_aspect(stream: av.VideoStream) -> float:

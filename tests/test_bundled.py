@@ -1,0 +1,76 @@
+"""The bundled models, on the files that the README advises to try."""
+
+import base64
+import io
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import cast
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from service.cards import Task
+from service.catalogue import load_models
+from service.pipeline import Answer, Pipeline
+from service.repository import BUNDLED, find_models, read_graph
+from service.schemas import ClassifyParameters, Parameters, Prediction, Segment, SegmentParameters, WindowParameters
+from service.settings import Settings
+
+SAMPLES = Path(__file__).resolve().parent.parent / "samples"
+MAX_BYTES = 16 * 1024 * 1024
+
+
+def test_every_bundled_model_is_sound_and_its_card_tells_how_good_it_is() -> None:
+    models, refused = find_models(BUNDLED)
+    assert not refused
+    for model in models:
+        read_graph(model)
+        assert model.card.metrics and all(metric.samples > 0 for metric in model.card.metrics)
+        assert all(metric.split == "test" for metric in model.card.metrics)
+        assert 0 < model.card.parity.largest_difference <= 1e-4 and model.card.parity.samples == 12
+        assert model.card.complexity.parameters > 0 and model.card.complexity.macs > 0
+    assert {model.card.task for model in models if model.card.default} == {"classify", "segment", "audio", "video"}
+
+
+def test_they_are_small_enough_to_live_in_git() -> None:
+    assert sum(path.stat().st_size for path in BUNDLED.rglob("*") if path.is_file()) <= MAX_BYTES
+
+
+@pytest.fixture
+async def pipeline() -> AsyncIterator[Pipeline]:
+    settings = Settings(repository=BUNDLED, device="cpu")
+    made = Pipeline(load_models(settings), settings, broken=lambda: None)
+    yield made
+    await made.close()
+
+
+async def _ask(pipeline: Pipeline, task: Task, file: str, parameters: Parameters) -> Answer:
+    data = (SAMPLES / file).read_bytes()
+    return await pipeline.answer(pipeline.catalogue.find(task), data, parameters, deadline=time.monotonic() + 60)
+
+
+async def test_the_cat_is_a_cat(pipeline: Pipeline) -> None:
+    answer = await _ask(pipeline, "classify", "cat.jpg", ClassifyParameters(top_k=1))
+    assert [entry.label for entry in cast(list[Prediction], answer.body)] == ["cat"]
+
+
+async def test_the_word_is_seven(pipeline: Pipeline) -> None:
+    answer = await _ask(pipeline, "audio", "seven.wav", WindowParameters(top_k=1))
+    assert [entry.label for entry in cast(list[Prediction], answer.body)] == ["seven"]
+
+
+async def test_the_camera_pans_left(pipeline: Pipeline) -> None:
+    answer = await _ask(pipeline, "video", "pan-left.mp4", WindowParameters(top_k=1))
+    assert [entry.label for entry in cast(list[Prediction], answer.body)] == ["pan left"]
+
+
+async def test_every_pixel_of_a_picture_gets_one_category(pipeline: Pipeline) -> None:
+    answer = await _ask(pipeline, "segment", "rocket.jpg", SegmentParameters())
+    segments = cast(list[Segment], answer.body)
+    masks = [np.asarray(Image.open(io.BytesIO(base64.b64decode(part.mask)))) for part in segments]
+    with Image.open(SAMPLES / "rocket.jpg") as picture:
+        assert all(mask.shape == (picture.height, picture.width) for mask in masks)
+    assert (np.sum([mask == 255 for mask in masks], axis=0) == 1).all()
+    assert [part.score for part in segments] == sorted((part.score for part in segments), reverse=True)
