@@ -287,7 +287,7 @@ def write_clip(
         stream = container.add_stream("libx264", rate=Fraction(frame_rate_hz), options=options)
         stream.height, stream.width = frames.shape[1:3]
         stream.pix_fmt = "yuv420p"
-        stream.thread_count = 1  # the same bytes everywhere; clips are rendered in parallel instead
+        stream.thread_count = 1  # clips are rendered in parallel instead
         for frame in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
         container.mux(stream.encode())
@@ -328,7 +328,8 @@ def render_data_set(
     """Renders `counts` clips per split to `destination/{train,val,test}/<category>/NNNNN.mp4`.
 
     The photographs (JPEG or PNG files in `photos`) of the splits are disjoint. Clips that exist are kept, so a
-    rendering that was interrupted goes on where it stopped.
+    rendering that was interrupted goes on where it stopped. The frames follow from the names of the photographs, their
+    pixels and `seed`; x264 does not always encode them to the same bytes.
     """
     splits = split_photos((path for path in photos.iterdir() if path.suffix.lower() in _PHOTO_SUFFIXES), seed)
     for split, count in counts.items():

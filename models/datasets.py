@@ -3,7 +3,7 @@
     pictures, sounds, clips   <folder>/{train,val,test}/<category>/<file>
     segmentation              <folder>/{train,val,test}/images/<name>.jpg and masks/<name>.png, <folder>/categories.txt
 
-A mask's pixel is its category's place in ``categories.txt``; 255 is void.
+A mask's pixel is its category's place in ``categories.txt``; 255 is void. Names that begin with a dot are passed over.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -55,25 +55,19 @@ def category_folders(split: Path) -> tuple[str, ...]:
     """The categories of ``<split>/<category>/``, sorted by name."""
     if not split.is_dir():
         raise DatasetError(f"{split} is not a folder; expected {split}/<category>/<file>")
-    names = tuple(sorted(entry.name for entry in split.iterdir() if entry.is_dir() and not entry.name.startswith(".")))
+    names = tuple(sorted(entry.name for entry in _visible(split) if entry.is_dir()))
     if not names:
         raise DatasetError(f"{split} holds no category folders; expected {split}/<category>/<file>")
     return names
 
 
-def load_labelled(
-    split: Path, categories: Sequence[str], preprocess: Preprocess, limit_per_category: int | None = None
-) -> list[Example]:
+def load_labelled(split: Path, categories: Sequence[str], preprocess: Preprocess) -> list[Example]:
     """Every file below ``<split>/<category>/``, decoded. A file that cannot be decoded is named in ``DatasetError``."""
     if unknown := set(category_folders(split)) - set(categories):
         raise DatasetError(f"{split} holds {sorted(unknown)}, which are none of the categories {list(categories)}")
-    files: list[tuple[Path, int]] = []
-    for index, category in enumerate(categories):
-        folder = split / category
-        found = sorted(path for path in folder.iterdir() if path.is_file()) if folder.is_dir() else []
-        files += [(path, index) for path in found[:limit_per_category]]
+    files = [(path, index) for index, category in enumerate(categories) for path in _files(split / category)]
     if not files:
-        raise DatasetError(f"{split} holds no files")
+        raise DatasetError(f"{split} holds category folders without files; expected {split}/<category>/<file>")
     return _in_parallel(lambda item: _labelled(*item, preprocess), files, split)
 
 
@@ -81,17 +75,37 @@ def load_masked(
     split: Path, categories: Sequence[str], preprocess: ImagePreprocess, ignore_index: int = VOID
 ) -> list[Example]:
     """Every picture below ``<split>/images`` with its mask; ``ignore_index`` becomes void."""
-    images = sorted((split / "images").iterdir()) if (split / "images").is_dir() else []
+    images = _files(split / "images")
     if not images:
         raise DatasetError(f"{split}/images holds no pictures; expected images/<name>.jpg and masks/<name>.png")
     return _in_parallel(lambda path: _masked(path, len(categories), preprocess, ignore_index), images, split)
 
 
 def read_categories(folder: Path) -> tuple[str, ...]:
+    """The categories of the masks below ``folder``, the first being mask value 0."""
     path = folder / "categories.txt"
     if not path.is_file():
         raise DatasetError(f"{path} is missing: one category a line, in the order of the mask values")
-    return tuple(line.strip() for line in path.read_text().splitlines() if line.strip())
+    names = tuple(line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip())
+    if not 1 <= len(names) <= VOID:
+        raise DatasetError(f"{path} names {len(names)} categories; 1 to {VOID} can be told apart in a mask")
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        raise DatasetError(f"{path} names {twice} more than once")
+    return names
+
+
+def judged_split(folder: Path) -> str:
+    """The split by which a model is judged: the test split, or the best that there is."""
+    return next((split for split in ("test", "val") if (folder / split).is_dir()), "train")
+
+
+def _visible(folder: Path) -> list[Path]:
+    """What lies in ``folder``, by name, without what systems hide there (``.DS_Store``)."""
+    return sorted(path for path in folder.iterdir() if not path.name.startswith(".")) if folder.is_dir() else []
+
+
+def _files(folder: Path) -> list[Path]:
+    return [path for path in _visible(folder) if path.is_file()]
 
 
 def _in_parallel(load: Callable[[_T], Example], items: Sequence[_T], split: Path) -> list[Example]:
@@ -130,17 +144,35 @@ def _masked(path: Path, categories: int, preprocess: ImagePreprocess, ignore_ind
         picture = decode_image(path.read_bytes(), _LIMITS, shorter_side=decoded_shorter_side(preprocess))
     except ServiceError as error:
         raise DatasetError(f"{path}: {error.detail}") from error
-    with Image.open(mask_path) as image:
-        mask = np.array(image, dtype=np.uint8)
-    if mask.ndim != 2 or mask.shape != picture.size:
-        raise DatasetError(f"{mask_path} is {mask.shape}; expected one channel of {picture.size}")
+    mask = _read_mask(mask_path)
+    if mask.shape != picture.size:
+        raise DatasetError(f"{mask_path} is {_size(mask.shape)} pixels; its picture is {_size(picture.size)}")
     mask[mask == ignore_index] = VOID
     if (wrong := np.setdiff1d(mask, [*range(categories), VOID])).size:
+        void = " or ".join(str(value) for value in sorted({VOID, ignore_index}))
         raise DatasetError(
-            f"{mask_path} holds the value {wrong[0]}; expected 0 to {categories - 1}, or {VOID} for void"
+            f"{mask_path} holds the value {wrong[0]}; expected 0 to {categories - 1}, or {void} for void "
+            "(--ignore-index names another value that means void)"
         )
     sample, region = image_sample(picture.pixels, preprocess)
-    return Example([sample], np.ones(1), mask, region)
+    return Example([sample], np.ones(1), mask.astype(np.uint8), region)
+
+
+def _read_mask(path: Path) -> NDArray[np.int64]:
+    """(H, W) of the file's own values: those of a palette or grey picture, whether of 1, 8 or 16 bits."""
+    try:
+        with Image.open(path) as image:
+            values = np.asarray(image)
+            mode = image.mode
+    except (OSError, SyntaxError, ValueError) as error:  # as Pillow has it for a damaged file
+        raise DatasetError(f"{path} cannot be decoded; expected a PNG") from error
+    if values.ndim != 2 or mode == "F":
+        raise DatasetError(f"{path} is a picture of mode {mode}; expected one channel, each pixel a category's number")
+    return values.astype(np.int64)
+
+
+def _size(shape: tuple[int, ...]) -> str:
+    return f"{shape[1]}x{shape[0]}"
 
 
 def placed_mask(example: Example, size: tuple[int, int]) -> NDArray[np.uint8]:

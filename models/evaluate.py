@@ -1,6 +1,8 @@
 """How good a model is, by the same code for the PyTorch model and for the ONNX file.
 
 python -m models.evaluate RUN_OR_MODEL_FOLDER --data FOLDER [--split test]
+
+Each file is answered as the service does it: a sound's or a clip's windows weighted, a mask at the picture's own size.
 """
 
 import argparse
@@ -13,11 +15,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from models.datasets import VOID, Example
+from models.datasets import VOID, DatasetError, Example, judged_split
 from models.graph import Served
-from models.runs import Run, load_examples
-from service.cards import Metric, ModelCard, Task
+from models.runs import CHECKPOINT, Run, load_examples
+from service.cards import Metric, ModelCard, Preprocess, Task
 from service.engine import Engine
+from service.errors import ModelRefused
 from service.repository import CARD, StoredModel, read_graph
 
 Outputs = tuple[NDArray[np.generic], ...]
@@ -81,10 +84,15 @@ def _whole_probabilities(predict: Predict, examples: Sequence[Example], batch_si
 
 
 def _segmentation_metrics(predict: Predict, examples: Sequence[Example], categories: int, split: str) -> list[Metric]:
-    """Mean intersection over union, and the share of pixels that are right, over the masks at their own size."""
+    """Mean intersection over union, and the share of pixels that are right, over the masks at their own size.
+
+    Counts are summed over the whole split; a category that neither truth nor answer holds has no part in the mean.
+    """
     confusion = np.zeros((categories, categories), np.int64)
     for example in tqdm(examples, desc="evaluate", unit="picture", leave=False):
         confusion += mask_confusion(predict(example.samples)[0][0], example, categories)
+    if not confusion.any():
+        raise DatasetError(f"the masks of {split} are void everywhere; there is nothing to compare with")
     hits = np.diag(confusion)
     union = confusion.sum(axis=0) + confusion.sum(axis=1) - hits
     present = union > 0
@@ -107,23 +115,40 @@ def mask_confusion(mask: NDArray[np.generic], example: Example, categories: int)
     return np.bincount(pairs, minlength=categories**2).reshape(categories, categories)
 
 
-def main() -> None:
+def show(metrics: Sequence[Metric]) -> str:
+    return ", ".join(f"{metric.name} {metric.value:.4f} on {metric.samples} of {metric.split}" for metric in metrics)
+
+
+def loaded(folder: Path) -> tuple[Predict, Task, tuple[str, ...], Preprocess]:
+    """The model in a run's folder, by PyTorch, or in a published model's, by ONNX Runtime as it is served."""
+    if (folder / CARD).is_file():
+        card = ModelCard.model_validate_json((folder / CARD).read_bytes())
+        engine = Engine(card, read_graph(StoredModel(card, folder)), threads=0)
+        return engine.run, card.task, card.categories, card.preprocess
+    if not (folder / CHECKPOINT).is_file():
+        raise FileNotFoundError(
+            f"{folder} holds neither {CHECKPOINT} nor {CARD}; expected a run's folder, or <repository>/<name>/<version>"
+        )
+    run = Run.load(folder)
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch_predict(run.served().to(device), device), run.recipe.task, run.categories, run.recipe.preprocess
+
+
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Evaluate a training run (PyTorch) or a published model (ONNX).")
     parser.add_argument("folder", type=Path, help="a run folder, or <repository>/<name>/<version>")
     parser.add_argument("--data", type=Path, required=True, help="the data folder")
-    parser.add_argument("--split", default="test")
-    arguments = parser.parse_args()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if (arguments.folder / CARD).is_file():
-        card = ModelCard.model_validate_json((arguments.folder / CARD).read_bytes())
-        predict: Predict = Engine(card, read_graph(StoredModel(card, arguments.folder)), threads=0).run
-        task, categories, preprocess = card.task, card.categories, card.preprocess
-    else:
-        run = Run.load(arguments.folder)
-        predict = torch_predict(run.served().to(device), device)
-        task, categories, preprocess = run.recipe.task, run.categories, run.recipe.preprocess
-    examples = load_examples(arguments.data, arguments.split, task, categories, preprocess)
-    for metric in evaluate(predict, examples, task, len(categories), arguments.split):
+    parser.add_argument("--split", help="default: test, or val or train where there is none")
+    parser.add_argument("--ignore-index", type=int, default=VOID, help="segment: the mask value that means void")
+    arguments = parser.parse_args(argv)
+    split = arguments.split or judged_split(arguments.data)
+    try:
+        predict, task, categories, preprocess = loaded(arguments.folder)
+        examples = load_examples(arguments.data, split, task, categories, preprocess, arguments.ignore_index)
+        metrics = evaluate(predict, examples, task, len(categories), split)
+    except (DatasetError, FileNotFoundError, ModelRefused) as error:
+        raise SystemExit(f"cannot evaluate: {error}") from error
+    for metric in metrics:
         print(f"{metric.name} {metric.value:.4f} on {metric.samples} files of {arguments.data}/{metric.split}")
 
 

@@ -1,11 +1,13 @@
 """A trained run -> a graph that the service's own engine answers like PyTorch -> a published model.
 
-python -m models.export runs/NAME --data FOLDER [--repository models/repository] [--default]
+python -m models.export runs/NAME --data FOLDER [--repository models/repository] [--name NAME] [--default]
 """
 
 import argparse
 import platform
+import re
 import tempfile
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,13 +16,13 @@ import onnx
 import torch
 from numpy.typing import NDArray
 
-from models.datasets import VOID, Example
-from models.evaluate import Predict, evaluate, torch_predict
+from models.datasets import VOID, DatasetError, Example, judged_split
+from models.evaluate import Predict, evaluate, show, torch_predict
 from models.graph import Served
 from models.inspect import complexity
-from models.recipes import Recipe
+from models.recipes import RECIPES, Recipe
 from models.runs import Run, load_examples
-from service.cards import OUTPUTS_OF_TASK, Metric, ModelCard, Parity, Task, TensorSpec, Training
+from service.cards import NAME_PATTERN, OUTPUTS_OF_TASK, ModelCard, Parity, Task, TensorSpec, Training
 from service.engine import Engine
 from service.repository import BUNDLED, GRAPH, file_entry, next_version, publish
 
@@ -41,19 +43,21 @@ def export_graph(served: Served, task: Task, samples: Sequence[NDArray[np.generi
     axes: dict[int, object] = {0: torch.export.Dim("N", min=1, max=4096)}
     if task == "segment":  # whole cells of the stride-8 grid need not fill the picture, so any size goes
         axes |= {1: torch.export.Dim("H", min=32, max=4096), 2: torch.export.Dim("W", min=32, max=4096)}
-    torch.onnx.export(
-        served.eval(),
-        (batch,),
-        path,
-        input_names=[_INPUTS[task]],
-        output_names=list(OUTPUTS_OF_TASK[task]),
-        dynamic_shapes=(axes,),
-        opset_version=OPSET,
-        dynamo=True,
-        external_data=False,
-        optimize=True,
-        verbose=False,
-    )
+    with warnings.catch_warnings():  # the exporter's own code, about an interface that torch is leaving
+        warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
+        torch.onnx.export(
+            served.eval(),
+            (batch,),
+            path,
+            input_names=[_INPUTS[task]],
+            output_names=list(OUTPUTS_OF_TASK[task]),
+            dynamic_shapes=(axes,),
+            opset_version=OPSET,
+            dynamo=True,
+            external_data=False,
+            optimize=True,
+            verbose=False,
+        )
     graph = onnx.load(path)
     graph.ClearField("metadata_props")  # the exporter notes paths of the machine it ran on
     for node in graph.graph.node:
@@ -73,10 +77,10 @@ def parity(reference: Predict, exported: Predict, samples: Sequence[NDArray[np.g
     for size in PARITY_BATCHES:
         chosen = samples[seen : seen + size]
         for ours, theirs in zip(reference(chosen), exported(chosen), strict=True):
-            floats = [(a, b) for a, b in zip(ours, theirs, strict=True) if a.dtype.kind == "f"]
-            worst = max([worst, *(float(np.abs(a - b).max()) for a, b in floats)])
             for a, b in zip(ours, theirs, strict=True):
-                if a.dtype.kind != "f" and (share := float(np.mean(a != b))) > PARITY_LIMIT:
+                if np.issubdtype(a.dtype, np.floating):
+                    worst = max(worst, _largest_difference(a, b))
+                elif (share := float(np.mean(a != b))) > PARITY_LIMIT:
                     raise ExportError(f"{share:.2%} of the mask's pixels differ from PyTorch's")
         seen += len(chosen)
     if worst > PARITY_LIMIT:
@@ -84,10 +88,18 @@ def parity(reference: Predict, exported: Predict, samples: Sequence[NDArray[np.g
     return Parity(largest_difference=worst, samples=seen)
 
 
+def _largest_difference(ours: NDArray[np.generic], theirs: NDArray[np.generic]) -> float:
+    """Raises ``ExportError`` for what is not finite: NaN is neither above nor below a limit."""
+    difference = np.abs(np.asarray(ours, np.float64) - np.asarray(theirs, np.float64))
+    if not np.isfinite(difference).all():
+        raise ExportError("the network or its graph answers with values that are not finite")
+    return float(difference.max())
+
+
 def export(run: Run, data: Path, repository: Path, *, name: str, default: bool, ignore_index: int = VOID) -> ModelCard:
     """Exports, compares, evaluates the ONNX file on the test split, and publishes the next version of ``name``."""
     recipe = run.recipe
-    split = "test" if (data / "test").is_dir() else "val" if (data / "val").is_dir() else "train"
+    split = judged_split(data)
     examples = load_examples(data, split, recipe.task, run.categories, recipe.preprocess, ignore_index)
     samples = _varied_samples(examples)
     served = run.served()
@@ -122,14 +134,14 @@ def _draft_card(
     """The card but for what only the finished file can tell."""
     recipe = run.recipe
     with torch.inference_mode():
-        prepared = served.prepare(torch.from_numpy(samples[0])[None])
+        prepared = served.prepare(torch.from_numpy(np.stack(samples[:1])))
     return ModelCard(
         name=name,
         version=next_version(repository, name),
         task=recipe.task,
         default=default,
         architecture=_architecture(recipe),
-        description=recipe.description if run.recipe.categories else f"Trained on {recipe.source.name}.",
+        description=_description(recipe),
         categories=run.categories,
         palette=recipe.palette,
         input=TensorSpec(
@@ -153,6 +165,12 @@ def _draft_card(
         complexity=complexity(served.network, prepared),
         files={GRAPH: file_entry(path)},
     )
+
+
+def _description(recipe: Recipe) -> str:
+    """The recipe's speaks of the recipe's data."""
+    bundled = recipe.source == RECIPES[recipe.name].source
+    return recipe.description if bundled else f"Trained on {recipe.source.name}."
 
 
 def _architecture(recipe: Recipe) -> str:
@@ -179,29 +197,37 @@ def hardware() -> str:
     return f"{torch.get_num_threads()} CPU threads, {platform.machine()}"
 
 
-def show(metrics: Sequence[Metric]) -> str:
-    return ", ".join(f"{metric.name} {metric.value:.4f} on {metric.samples} of {metric.split}" for metric in metrics)
+def _name(text: str) -> str:
+    if not re.fullmatch(NAME_PATTERN, text):
+        raise argparse.ArgumentTypeError(f"{text!r} is not of the form {NAME_PATTERN}")
+    return text
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Export a training run and publish it as a servable model.")
-    parser.add_argument("run", type=Path)
+    parser.add_argument("run", type=Path, help="the run's folder")
     parser.add_argument("--data", type=Path, required=True, help="the data set's folder")
-    parser.add_argument("--repository", type=Path, default=BUNDLED)
-    parser.add_argument("--name", help="the model's name (default: the recipe's)")
+    parser.add_argument("--repository", type=Path, default=BUNDLED, help=f"default: {BUNDLED}")
+    parser.add_argument("--name", type=_name, help="the model's name (default: the recipe's)")
     parser.add_argument("--default", action="store_true", help="answer the route when no model is named")
-    parser.add_argument("--ignore-index", type=int, default=VOID)
-    arguments = parser.parse_args()
-    run = Run.load(arguments.run)
-    card = export(
-        run,
-        arguments.data,
-        arguments.repository,
-        name=arguments.name or run.recipe.name,
-        default=arguments.default,
-        ignore_index=arguments.ignore_index,
-    )
-    print(f"published {card.key}: {show(card.metrics)}; differs from PyTorch by {card.parity.largest_difference:.1e}")
+    parser.add_argument("--ignore-index", type=int, default=VOID, help="segment: the mask value that means void")
+    arguments = parser.parse_args(argv)
+    try:
+        run = Run.load(arguments.run)
+        card = export(
+            run,
+            arguments.data,
+            arguments.repository,
+            name=arguments.name or run.recipe.name,
+            default=arguments.default,
+            ignore_index=arguments.ignore_index,
+        )
+    except (DatasetError, ExportError, FileNotFoundError, FileExistsError) as error:
+        raise SystemExit(f"cannot export: {error}") from error
+    place = arguments.repository / card.name / str(card.version)
+    print(f"published {card.key} in {place}: {show(card.metrics)}")
+    print(f"differs from PyTorch by {card.parity.largest_difference:.1e}; serve it:")
+    print(f"  CONVSERVE_REPOSITORY={arguments.repository.resolve()} make serve")
 
 
 if __name__ == "__main__":

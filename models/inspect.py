@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from service.cards import Complexity
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d)
+_POOLS = (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d)
 _ASIDE = ("downsample", "aux_classifier")  # beside the longest path, or not in the graph at all
 
 

@@ -8,12 +8,13 @@ import torch
 from torch import nn
 
 from models.architectures import ARCHITECTURES
-from models.datasets import VOID, Example, load_labelled, load_masked
+from models.datasets import VOID, DatasetError, Example, load_labelled, load_masked, read_categories
 from models.graph import SERVED, Served
 from models.recipes import RECIPES, Recipe, Source
 from service.cards import ImagePreprocess, Preprocess, Task
 
 CHECKPOINT = "checkpoint.pt"
+RECORDED = ("architecture", "epochs", "batch_size", "peak_rate", "seed")  # fields of a recipe that options change
 
 
 @dataclass
@@ -38,10 +39,7 @@ class Run:
         """Written beside its place, then renamed: a stop at any moment leaves a whole checkpoint."""
         folder.mkdir(parents=True, exist_ok=True)
         part = folder / f"{CHECKPOINT}.part"
-        changed = {
-            field: getattr(self.recipe, field)
-            for field in ("architecture", "epochs", "batch_size", "peak_rate", "seed")
-        }
+        changed = {field: getattr(self.recipe, field) for field in RECORDED}
         torch.save(
             {
                 "recipe": self.recipe.name,
@@ -64,6 +62,8 @@ class Run:
     @classmethod
     def load(cls, folder: Path) -> "Run":
         """Raises ``FileNotFoundError`` where there is no checkpoint. Only tensors and plain values are unpickled."""
+        if not (folder / CHECKPOINT).is_file():
+            raise FileNotFoundError(f"{folder} holds no {CHECKPOINT}; expected the folder that training named")
         held = torch.load(folder / CHECKPOINT, map_location="cpu", weights_only=True)
         recipe = RECIPES[held["recipe"]]
         recipe = replace(
@@ -90,7 +90,10 @@ def load_examples(
     preprocess: Preprocess,
     ignore_index: int = VOID,
 ) -> list[Example]:
+    """One split of ``data``, whose categories must be ``categories``."""
     if task == "segment":
         assert isinstance(preprocess, ImagePreprocess)
+        if (found := read_categories(data)) != categories:
+            raise DatasetError(f"{data}/categories.txt names {list(found)}; the model's are {list(categories)}")
         return load_masked(data / split, categories, preprocess, ignore_index)
     return load_labelled(data / split, categories, preprocess)
