@@ -5,7 +5,7 @@ datasets      folders -> samples                                  by the service
 augment       samples -> samples                                  in training only
 architectures samples -> logits                                   the networks
 recipes       which network, on what, how
-train, runs   -> a checkpoint each epoch
+train, runs   -> a checkpoint each epoch                          the loop is in trainer
 evaluate      a checkpoint or an ONNX file -> metrics
 export, graph a checkpoint -> model.onnx and card.json            compared with PyTorch, then published
 """

@@ -19,7 +19,7 @@ from models.evaluate import evaluate, torch_predict
 from models.export import ExportError, export, main, parity
 from models.recipes import RECIPES, Source
 from models.runs import Run, load_examples
-from models.train import Trainer
+from models.trainer import Trainer
 from service.cards import ModelCard, Task
 from service.engine import Engine, Outputs
 from service.repository import CARD, GRAPH, StoredModel, find_models, read_graph

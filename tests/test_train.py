@@ -18,7 +18,8 @@ from models.architectures.fcn import FCN
 from models.datasets import VOID, DatasetError, Example, category_folders
 from models.recipes import CAMVID_PALETTE, CLASSIFY, RECIPES, SEGMENT, VIDEO, Recipe
 from models.runs import CHECKPOINT, Run, load_examples
-from models.train import Trainer, TrainingError, adapted, main, train
+from models.train import TrainingError, adapted, main, train
+from models.trainer import Trainer
 from service.cards import ImagePreprocess, Task
 from service.preprocess import Region
 from tests.folders import SCENE, noisy, picture_png, small_recipe, write, write_data, write_pictures
