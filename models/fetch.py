@@ -9,6 +9,7 @@ What is laid out already is left as it is.
 
 import argparse
 import hashlib
+import http.client
 import shutil
 import tarfile
 import tempfile
@@ -106,7 +107,9 @@ def _download(name: str, data_set: DataSet, to: Path) -> Path:
                     digest.update(block)
                     file.write(block)
                     progress.update(len(block))
-    except (urllib.error.URLError, OSError) as error:
+        if size not in (None, to.stat().st_size):
+            raise OSError(f"{to.stat().st_size} of {size} bytes came")
+    except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
         raise FetchError(
             f"{data_set.url} could not be reached ({error}); download it by hand and give it: "
             f"python -m models.fetch {name} --archive FILE"

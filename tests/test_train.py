@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from models import train as training
+from models import trainer
 from models.architectures import ARCHITECTURES
 from models.architectures.fcn import FCN
 from models.datasets import VOID, DatasetError, Example, category_folders
@@ -333,10 +333,10 @@ def test_the_share_that_is_right_leaves_void_out() -> None:
     targets = torch.tensor([[[0, 1, VOID, VOID]]])
     logits = torch.zeros(1, 2, 1, 4)
     logits[:, 0] = 1.0
-    assert training._share_right(logits, targets) == 0.5
-    assert training._share_right(logits, torch.full_like(targets, VOID)) == 0.0
+    assert trainer._share_right(logits, targets) == 0.5
+    assert trainer._share_right(logits, torch.full_like(targets, VOID)) == 0.0
     # A classifier has no void: with many categories, 255 is one of them.
-    assert training._share_right(torch.eye(300)[[255, 3]], torch.tensor([255, 3])) == 1.0
+    assert trainer._share_right(torch.eye(300)[[255, 3]], torch.tensor([255, 3])) == 1.0
 
 
 # Recipes for one's own folders
