@@ -137,7 +137,7 @@ def test_a_run_that_was_stopped_ends_with_the_weights_of_one_that_was_not(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(training, "evaluate", stop)  # what comes after the first checkpoint
+        patched.setattr("models.train.evaluate", stop)  # what comes after the first checkpoint
         with pytest.raises(KeyboardInterrupt):
             train(recipe, folders[task], tmp_path / "stopped")
     assert Run.load(tmp_path / "stopped").epochs_done == 1
