@@ -110,7 +110,9 @@ def _json(body: bytes) -> Inputs:
         raise MalformedBody('JSON must be {"inputs": "<the media in base64>", "parameters": {…}}')
     if unknown := sorted(set(content) - {"inputs", "parameters"}):
         raise InvalidParameter(f"the JSON key {unknown[0][:80]!r} has no meaning; there are 'inputs' and 'parameters'")
-    parameters = content.get("parameters") or {}
+    parameters = content.get("parameters")
+    if parameters is None:
+        parameters = {}
     if not isinstance(parameters, dict):
         raise InvalidParameter("'parameters' must be a JSON object")
     try:

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from tests.samples import grey_clip, grey_png, half_red_png, square_wav
-from tests.serving import Server
+from tests.serving import ROOT, Server
 
 
 def _problem(response: httpx.Response, status: int, slug: str) -> str:
@@ -25,7 +25,7 @@ def _problem(response: httpx.Response, status: int, slug: str) -> str:
     assert set(problem) == {"type", "title", "status", "detail", "request_id"}
     assert (problem["type"], problem["status"]) == (f"/problems/{slug}", status)
     assert problem["request_id"] == response.headers["x-request-id"]
-    assert "/work" not in problem["detail"] and "Traceback" not in problem["detail"]
+    assert str(ROOT) not in problem["detail"] and "Traceback" not in problem["detail"]
     detail: str = problem["detail"]
     return detail
 
@@ -172,6 +172,14 @@ def test_the_same_holds_in_json(client: httpx.Client, parameters: dict[str, Any]
     body = {"inputs": base64.b64encode(grey_png(1)).decode(), "parameters": parameters}
     detail = _problem(client.post("/classify", json=body), 422, "invalid-parameter")
     assert next(iter(parameters)) in detail
+
+
+def test_json_parameters_that_are_no_object_are_refused_and_null_is_no_value(client: httpx.Client) -> None:
+    encoded = base64.b64encode(grey_png(1)).decode()
+    for parameters in ([], "", 0, False, "top_k=1"):
+        response = client.post("/classify", json={"inputs": encoded, "parameters": parameters})
+        assert "parameters" in _problem(response, 422, "invalid-parameter")
+    assert client.post("/classify", json={"inputs": encoded, "parameters": None}).status_code == 200
 
 
 def test_top_k_beyond_the_categories_means_all(client: httpx.Client) -> None:
