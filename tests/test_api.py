@@ -176,7 +176,8 @@ def test_the_same_holds_in_json(client: httpx.Client, parameters: dict[str, Any]
 
 def test_json_parameters_that_are_no_object_are_refused_and_null_is_no_value(client: httpx.Client) -> None:
     encoded = base64.b64encode(grey_png(1)).decode()
-    for parameters in ([], "", 0, False, "top_k=1"):
+    values: list[object] = [[], "", 0, False, "top_k=1"]
+    for parameters in values:
         response = client.post("/classify", json={"inputs": encoded, "parameters": parameters})
         assert "parameters" in _problem(response, 422, "invalid-parameter")
     assert client.post("/classify", json={"inputs": encoded, "parameters": None}).status_code == 200

@@ -13,8 +13,9 @@ from PIL import Image
 
 from service.cards import Task
 from service.catalogue import load_models
+from service.engine import Engine
 from service.pipeline import Answer, Pipeline
-from service.repository import BUNDLED, find_models, read_graph
+from service.repository import BUNDLED, StoredModel, find_models, read_graph
 from service.schemas import ClassifyParameters, Parameters, Prediction, Segment, SegmentParameters, WindowParameters
 from service.settings import Settings
 
@@ -36,6 +37,23 @@ def test_every_bundled_model_is_sound_and_its_card_tells_how_good_it_is() -> Non
 
 def test_they_are_small_enough_to_live_in_git() -> None:
     assert sum(path.stat().st_size for path in BUNDLED.rglob("*") if path.is_file()) <= MAX_BYTES
+
+
+@pytest.mark.parametrize("model", find_models(BUNDLED)[0], ids=lambda model: model.card.key)
+def test_a_sample_is_answered_the_same_alone_and_among_others(model: StoredModel) -> None:
+    engine = Engine(model.card, read_graph(model))
+    rng = np.random.default_rng(0)
+    shape = model.card.sample_shapes()[0]
+    if model.card.input.dtype == "uint8":
+        samples = [rng.integers(0, 256, shape, np.uint8) for _ in range(3)]
+    else:
+        samples = [rng.uniform(-1, 1, shape).astype(np.float32) for _ in range(3)]
+    for sample, together in zip(samples, engine.run(samples), strict=True):
+        for alone, shared in zip(engine.run([sample])[0], together, strict=True):
+            if alone.dtype.kind == "f":
+                np.testing.assert_allclose(np.asarray(alone, float), np.asarray(shared, float), atol=1e-5)
+            else:
+                assert np.mean(alone != shared) < 1e-4
 
 
 @pytest.fixture
