@@ -10,7 +10,7 @@ from pathlib import Path
 
 _ANNOUNCED = "_CONVSERVE_URL"
 _SAMPLES = Path("samples")
-_CALLS = {"classify": "cat.jpg", "segment": "rocket.jpg", "audio": "seven.wav", "video": "pan-left.mp4"}
+_CALLS = {"classify": "cat.jpg", "segment": "tower.jpg", "audio": "seven.wav", "video": "pan-left.mp4"}
 _GRACE_SECONDS = 30  # what is in flight may take so long to finish after SIGTERM
 
 

@@ -85,10 +85,10 @@ async def test_the_camera_pans_left(pipeline: Pipeline) -> None:
 
 
 async def test_every_pixel_of_a_picture_gets_one_category(pipeline: Pipeline) -> None:
-    answer = await _ask(pipeline, "segment", "rocket.jpg", SegmentParameters())
+    answer = await _ask(pipeline, "segment", "tower.jpg", SegmentParameters())
     segments = cast(list[Segment], answer.body)
     masks = [np.asarray(Image.open(io.BytesIO(base64.b64decode(part.mask)))) for part in segments]
-    with Image.open(SAMPLES / "rocket.jpg") as picture:
+    with Image.open(SAMPLES / "tower.jpg") as picture:
         assert all(mask.shape == (picture.height, picture.width) for mask in masks)
     assert (np.sum([mask == 255 for mask in masks], axis=0) == 1).all()
     assert [part.score for part in segments] == sorted((part.score for part in segments), reverse=True)
