@@ -24,7 +24,7 @@ from service import (  # metrics before BentoML: it chooses the folder that the 
 import bentoml  # isort: skip
 from bentoml.exceptions import BentoMLException
 
-from service.api import create_app
+from service.api import create_app, past_fastapi
 from service.cards import Task
 from service.catalogue import load_models
 from service.engine import DeviceUnusable
@@ -42,12 +42,6 @@ except SettingsError as _error:
     sys.exit(f"convserve does not start: {_error}")
 
 API = create_app(SETTINGS)
-
-
-async def every_path(scope: access.Scope, receive: access.Receive, send: access.Send) -> None:
-    """Our app as BentoML mounts it: as a plain function, so that unknown paths come here too, and get our problems."""
-    await API(scope, receive, send)
-
 
 _GRACE_SECONDS = 30  # BentoML's own timeout would answer in its own form: it lies this far above ours
 
@@ -105,7 +99,8 @@ class BentoBodyLimits:
     logging={"access": {"enabled": False}},
     tracing={"excluded_urls": ".*"},
 )
-@bentoml.asgi_app(every_path, path="/")
+# Mounted as a plain function: BentoML would keep the unknown paths of a Starlette app to itself, and answer in its form.
+@bentoml.asgi_app(past_fastapi(API), path="/")
 class ConvServe:
     def __init__(self) -> None:
         self._pipeline: Pipeline | None = None

@@ -3,10 +3,11 @@
 A request takes a *place* before its media is decoded, so that what could not be answered in time is refused while it
 is still cheap. Once decoded, its samples wait in line with those of all other requests. Whenever the engine is free it
 takes a batch at once, however small: batches grow by themselves when samples come faster than the engine takes them.
+What still waits when the block is left, by an answer, an error, the deadline or a client that went away, never runs.
 
-    place = batcher.reserve(deadline)      QueueFull, DeadlineUnmeetable: nothing was done
-    result = await place.run(samples)      DeadlineExceeded, InternalError, NotReady
-    place.leave()                          whatever happened; what still waits never runs
+    async with batcher.reserve(deadline) as place:     QueueFull, DeadlineUnmeetable: nothing was done
+        samples = …                                    DeadlineExceeded, at the deadline, wherever it is
+        result = await place.run(samples)              InternalError, NotReady
 
 Fairness: a batch takes one sample from each waiting request in turn, so a sound of a thousand windows delays the next
 one by a batch, not by a thousand windows. Samples of one shape share a batch; shapes take turns.
@@ -23,10 +24,9 @@ import logging
 import math
 import time
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -58,7 +58,10 @@ class Result(NamedTuple):
 
 
 class Place:
-    """One request's place in the queue, from before it is decoded until it is answered or gives up."""
+    """One request's place in the queue, from before it is decoded until it is answered or gives up.
+
+    It is entered before use: the deadline then ends whatever is awaited inside.
+    """
 
     def __init__(self, batcher: "Batcher", deadline: float) -> None:
         self.deadline = deadline
@@ -71,6 +74,19 @@ class Place:
         self._taken = 0
         self._answered = 0
         self._finished: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._timeout = asyncio.timeout(deadline - time.monotonic())
+
+    async def __aenter__(self) -> Self:
+        await self._timeout.__aenter__()
+        return self
+
+    async def __aexit__(self, *error: Any) -> None:
+        self._finished.cancel()
+        self._batcher.release(self)
+        try:
+            await self._timeout.__aexit__(*error)
+        except TimeoutError:
+            raise self._late() from None
 
     @property
     def over(self) -> bool:
@@ -80,32 +96,17 @@ class Place:
     def check(self) -> None:
         """For decoders, from any thread: raises ``DeadlineExceeded`` when there is no use in going on."""
         if self.over:
-            raise DeadlineExceeded("the deadline passed while the media was decoded")
-
-    @asynccontextmanager
-    async def within_deadline(self, doing: str) -> AsyncIterator[None]:
-        """Raises ``DeadlineExceeded`` at the deadline, in the middle of whatever is awaited inside."""
-        try:
-            async with asyncio.timeout(self.deadline - time.monotonic()):
-                yield
-        except TimeoutError:
-            raise DeadlineExceeded(f"the deadline passed while the request {doing}") from None
+            raise self._late()
 
     async def run(self, samples: Sequence[Sample]) -> Result:
-        """Every sample's outputs. All samples have one shape. Raises ``DeadlineExceeded``, or what failed a sample."""
+        """Every sample's outputs. All samples have one shape. Raises what failed a sample."""
         began = time.monotonic()
         self._samples = samples
         self._outputs = [()] * len(samples)
         self._batcher.enqueue(self, samples[0].shape)
-        async with self.within_deadline("waited for the model"):
-            await self._finished
+        await self._finished
         queue_seconds = max(0.0, time.monotonic() - began - self.inference_seconds)
         return Result(self._outputs, queue_seconds, self.inference_seconds, self.largest_batch)
-
-    def leave(self) -> None:
-        """Gives the place up. Samples that have not run never will."""
-        self._finished.cancel()
-        self._batcher.release(self)
 
     def take(self) -> "Entry":
         self._taken += 1
@@ -130,6 +131,13 @@ class Place:
     def fail(self, error: ServiceError) -> None:
         if not self._finished.done():
             self._finished.set_exception(error)
+
+    def _late(self) -> DeadlineExceeded:
+        if not self._samples:
+            return DeadlineExceeded("the deadline passed while the media was decoded")
+        if self._answered < len(self._samples):
+            return DeadlineExceeded("the deadline passed while the request waited for the model")
+        return DeadlineExceeded("the deadline passed while the answer was made")
 
 
 class Entry(NamedTuple):

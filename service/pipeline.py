@@ -71,6 +71,11 @@ class Pipeline:
             task: ThreadPoolExecutor(threads, thread_name_prefix=f"decode-{task}") for task in self.catalogue.tasks()
         }
 
+        self._stage_series = {
+            task: {stage: STAGE_DURATION.labels(f"/{task}", stage) for stage in STAGES}
+            for task in self.catalogue.tasks()
+        }
+
     async def answer(
         self, card: ModelCard, data: bytes, parameters: Parameters, *, deadline: float, form: Form = "json"
     ) -> Answer:
@@ -80,9 +85,8 @@ class Pipeline:
         """
         if not data:
             raise EmptyBody("there is not a single byte; send the media's bytes")
-        place = self._batchers[card.key].reserve(deadline)
         watch = Stopwatch()
-        try:
+        async with self._batchers[card.key].reserve(deadline) as place:
             if card.task == "segment":
                 assert isinstance(parameters, SegmentParameters)
                 body, result = await self._segment(card, data, parameters, form, place, watch)
@@ -92,10 +96,8 @@ class Pipeline:
             else:
                 assert isinstance(parameters, WindowParameters)
                 body, result = await self._windows(card, data, parameters, place, watch)
-        finally:
-            place.leave()
         for stage, seconds in watch.seconds.items():
-            STAGE_DURATION.labels(f"/{card.task}", stage).observe(seconds)
+            self._stage_series[card.task][stage].observe(seconds)
         return Answer(body, watch.seconds, result.largest_batch)
 
     async def close(self) -> None:
@@ -106,9 +108,7 @@ class Pipeline:
     async def _classify(
         self, card: ModelCard, data: bytes, parameters: ClassifyParameters, place: Place, watch: Stopwatch
     ) -> tuple[Body, Result]:
-        _, (sample, _) = await self._threaded(
-            card.task, place, watch, lambda: self._picture(card, data, place, watch, False)
-        )
+        _, (sample, _) = await self._threaded(card.task, watch, lambda: self._picture(card, data, place, watch, False))
         result = await _inferred(place, [sample], watch)
         with watch.stage("postprocess"):
             probabilities = _rows(result)[0]
@@ -119,7 +119,7 @@ class Pipeline:
     ) -> tuple[Body, Result]:
         whole = form == "png" and parameters.overlay  # the overlay needs every pixel of the picture
         picture, (sample, region) = await self._threaded(
-            card.task, place, watch, lambda: self._picture(card, data, place, watch, whole)
+            card.task, watch, lambda: self._picture(card, data, place, watch, whole)
         )
         result = await _inferred(place, [sample], watch)
         mask, confidence = np.asarray(result.outputs[0][0], np.uint8), np.asarray(result.outputs[0][1], np.float32)
@@ -133,12 +133,12 @@ class Pipeline:
                     return postprocess.palette_png(*place_of_mask, picture.size, card)
                 return postprocess.segments(*place_of_mask, picture.size, card, parameters.threshold)
 
-        return await self._threaded(card.task, place, watch, finish), result
+        return await self._threaded(card.task, watch, finish), result
 
     async def _windows(
         self, card: ModelCard, data: bytes, parameters: WindowParameters, place: Place, watch: Stopwatch
     ) -> tuple[Body, Result]:
-        windows = await self._threaded(card.task, place, watch, lambda: self._cut(card, data, place, watch))
+        windows = await self._threaded(card.task, watch, lambda: self._cut(card, data, place, watch))
         result = await _inferred(place, windows.samples, watch)
         with watch.stage("postprocess"):
             rows = _rows(result)
@@ -176,16 +176,15 @@ class Pipeline:
         with watch.stage("preprocess"):
             return video_windows(frames, spec)
 
-    async def _threaded(self, task: Task, place: Place, watch: Stopwatch, work: Callable[[], _T]) -> _T:
-        """Runs ``work`` in the task's pool until the deadline; what it waited for a thread counts as queueing."""
+    async def _threaded(self, task: Task, watch: Stopwatch, work: Callable[[], _T]) -> _T:
+        """Runs ``work`` in the task's pool; what it waited for a thread counts as queueing."""
         asked = time.perf_counter()
 
         def started() -> _T:
             watch.seconds["queue"] += time.perf_counter() - asked
             return work()
 
-        async with place.within_deadline("was decoded or drawn"):
-            return await asyncio.get_running_loop().run_in_executor(self._decoders[task], started)
+        return await asyncio.get_running_loop().run_in_executor(self._decoders[task], started)
 
 
 async def _inferred(place: Place, samples: list[np.ndarray], watch: Stopwatch) -> Result:

@@ -55,12 +55,9 @@ class Bench:
         self.given_up += 1
 
     async def ask(self, *values: float, seconds: float = 20.0, shape: tuple[int, ...] = (1,)) -> list[float]:
-        place = self.batcher.reserve(time.monotonic() + seconds)
-        try:
+        async with self.batcher.reserve(time.monotonic() + seconds) as place:
             result = await place.run([np.full(shape, value) for value in values])
             return [float(outputs[0].flat[0]) for outputs in result.outputs]
-        finally:
-            place.leave()
 
 
 Make = Callable[..., Awaitable[Bench]]
@@ -169,14 +166,14 @@ async def test_an_engine_that_answers_nothing_any_more_is_given_up(make: Make) -
 
 async def test_a_full_queue_refuses_at_once_and_says_when_to_come_back(make: Make) -> None:
     bench = await make(queue_samples=3)
-    places = [bench.batcher.reserve(time.monotonic() + 10) for _ in range(3)]
-    with pytest.raises(QueueFull) as refusal:
-        bench.batcher.reserve(time.monotonic() + 10)
-    assert refusal.value.retry_after_seconds is not None and refusal.value.retry_after_seconds >= 1
-    places[0].leave()
-    bench.batcher.reserve(time.monotonic() + 10).leave()
-    for place in places[1:]:
-        place.leave()
+    soon = time.monotonic() + 10
+    async with bench.batcher.reserve(soon), bench.batcher.reserve(soon):
+        async with bench.batcher.reserve(soon):
+            with pytest.raises(QueueFull) as refusal:
+                bench.batcher.reserve(soon)
+            assert refusal.value.retry_after_seconds is not None and refusal.value.retry_after_seconds >= 1
+        async with bench.batcher.reserve(soon):  # one left, so there is room
+            pass
 
 
 async def test_a_request_longer_than_the_queue_is_answered(make: Make) -> None:
@@ -234,8 +231,8 @@ async def test_work_that_cannot_be_done_in_time_is_refused_before_it_starts(make
     with pytest.raises(DeadlineUnmeetable) as refusal:
         bench.batcher.reserve(time.monotonic() + 0.3)
     assert refusal.value.retry_after_seconds == 2  # five or six samples, at a fifth of a second each
-    bench.batcher.reserve(time.monotonic() + 10).leave()
-    bench.engine.gate.set()
+    async with bench.batcher.reserve(time.monotonic() + 10):
+        bench.engine.gate.set()
     await asyncio.gather(*waiting)
 
 
@@ -244,29 +241,47 @@ async def test_an_idle_engine_takes_any_deadline(make: Make) -> None:
     bench.engine.seconds = 0.2
     await bench.ask(1.0)
     await _until(lambda: bench.batcher._running == 0)
-    bench.batcher.reserve(time.monotonic() + 0.01).leave()  # the measured pace may be out of date: try
+    async with bench.batcher.reserve(time.monotonic() + 0.1):  # the measured pace may be out of date: try
+        pass
 
 
 async def test_the_decoders_check_raises_once_the_client_left_or_the_deadline_passed(make: Make) -> None:
     bench = await make()
-    place = bench.batcher.reserve(time.monotonic() + 10)
-    place.check()
-    place.leave()
+    async with bench.batcher.reserve(time.monotonic() + 10) as place:
+        place.check()
     with pytest.raises(DeadlineExceeded):
         place.check()
-    late = bench.batcher.reserve(time.monotonic() + 0.01)
-    await asyncio.sleep(0.02)
-    with pytest.raises(DeadlineExceeded):
-        late.check()
-    late.leave()
+    async with bench.batcher.reserve(time.monotonic() + 0.01) as late:
+        time.sleep(0.02)  # as a decoder in its thread, which the loop cannot interrupt
+        with pytest.raises(DeadlineExceeded):
+            late.check()
 
 
 async def test_the_result_tells_the_largest_batch_and_where_the_time_went(make: Make) -> None:
     bench = await make(max_batch=4)
     bench.engine.seconds = 0.02
-    place = bench.batcher.reserve(time.monotonic() + 10)
-    result = await place.run([np.full(1, float(value)) for value in range(4)])
-    place.leave()
+    async with bench.batcher.reserve(time.monotonic() + 10) as place:
+        result = await place.run([np.full(1, float(value)) for value in range(4)])
     assert result.largest_batch == 4  # nobody else waited: the batch is all its own
     assert result.inference_seconds >= 0.02
     assert result.queue_seconds < result.inference_seconds
+
+
+async def test_the_deadline_ends_whatever_is_awaited_and_says_at_which_stage(make: Make) -> None:
+    bench = await make()
+    with pytest.raises(DeadlineExceeded, match="decoded"):
+        async with bench.batcher.reserve(time.monotonic() + 0.02):
+            await asyncio.sleep(10)
+    with pytest.raises(DeadlineExceeded, match="answer was made"):
+        async with bench.batcher.reserve(time.monotonic() + 0.5) as place:
+            await place.run([np.ones(1)])
+            await asyncio.sleep(10)
+    assert await bench.ask(1.0) == [2.0]
+
+
+async def test_an_error_inside_the_place_is_not_taken_for_a_deadline(make: Make) -> None:
+    bench = await make(queue_samples=1)
+    with pytest.raises(ValueError, match="mine"):
+        async with bench.batcher.reserve(time.monotonic() + 10):
+            raise ValueError("mine")
+    assert await bench.ask(1.0) == [2.0]  # and the place is free again
