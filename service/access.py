@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from service.cards import MEDIA_OF_TASK
 from service.errors import REFUSALS, InternalError, ServiceError
 from service.metrics import DURATION, REQUESTS
 
@@ -27,8 +28,9 @@ _SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _KEY = "convserve"
 _UNKNOWN = "unknown"  # the endpoint of every path that does not exist, so that no client can make series
 _FIXED = {
-    *("/classify", "/segment", "/audio", "/video", "/models", "/metrics", "/docs", "/openapi.json"),
-    *("/bento/classify", "/bento/segment", "/bento/audio", "/bento/video", "/livez", "/readyz", "/healthz"),
+    *(f"/{task}" for task in MEDIA_OF_TASK),
+    *(f"/bento/{task}" for task in MEDIA_OF_TASK),
+    *("/", "/models", "/metrics", "/docs", "/openapi.json", "/livez", "/readyz", "/healthz"),
 }
 _WITH_NAME = {"/models/": "/models/{name}", "/problems/": "/problems/{slug}"}
 

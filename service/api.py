@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import time
 from collections.abc import Coroutine, Iterable
 from typing import Any, TypeVar
@@ -49,9 +50,6 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.pipeline = None
     for task in _PARAMETERS:
         _add_task_route(app, task)
-        app.add_api_route(
-            f"/bento/{task}", only_post, methods=["GET", "PUT", "PATCH", "DELETE"], include_in_schema=False
-        )
     app.add_api_route("/models", list_models, methods=["GET"], response_model=list[ModelCard])
     app.add_api_route("/models/{name}", show_model, methods=["GET"], response_model=ModelCard)
     app.add_api_route("/problems/{slug}", show_problem, methods=["GET"])
@@ -59,7 +57,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_api_route("/", to_docs, methods=["GET"], include_in_schema=False)
     app.add_exception_handler(ServiceError, _refused)
     app.add_exception_handler(HTTPException, _not_routed)
-    app.add_exception_handler(ClientDisconnect, _left)
+    app.add_exception_handler(Exception, _failed)
     return app
 
 
@@ -67,8 +65,12 @@ def past_fastapi(app: FastAPI) -> App:
     """``app``, but for the task routes, which go straight to their function: FastAPI's layers would cost them a fifth
     of the throughput. Everything else, also the wrong method on these paths, goes through FastAPI."""
     tasks = {f"/{task}": task for task in _PARAMETERS}
+    bento = {f"/bento/{task}" for task in _PARAMETERS}
 
     async def every_path(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] in bento:  # BentoML has kept what it answers to
+            await _only_post(scope)(scope, receive, send)
+            return
         task = tasks.get(scope["path"]) if scope.get("method") == "POST" else None
         if task is None:
             await app(scope, receive, send)
@@ -85,7 +87,15 @@ def past_fastapi(app: FastAPI) -> App:
     return every_path
 
 
+def _only_post(scope: Scope) -> Response:
+    response = refusal(MethodNotAllowed(f"{scope['path']!r} answers to POST"), scope)
+    response.headers["Allow"] = "POST"
+    return response
+
+
 def _add_task_route(app: FastAPI, task: Task) -> None:
+    """For /docs, and for the methods that the path does not answer to: POST never comes here."""
+
     async def route(request: Request) -> Response:
         return await answer_request(request, task)
 
@@ -115,6 +125,7 @@ async def answer_request(request: Request, task: Task) -> Response:
         return await _while_connected(request, _several(request, pipeline, card, inputs.uploads, parameters, deadline))
     answering = pipeline.answer(card, inputs.uploads[0].data, parameters, deadline=deadline, form=form)
     answer = await _while_connected(request, answering)
+    metrics.observe_stages(visit(request.scope).endpoint, answer.stages)
     return _response(answer.body, card, [answer])
 
 
@@ -135,6 +146,7 @@ async def _several(
         except ServiceError as error:
             metrics.REJECTED.labels(visit(request.scope).endpoint, error.slug).inc()
             return {"filename": upload.filename, "error": problem(error, visit(request.scope).request_id)}
+        metrics.observe_stages(visit(request.scope).endpoint, answer.stages)
         answers.append(answer)
         return {"filename": upload.filename, "predictions": answer.body}
 
@@ -144,12 +156,23 @@ async def _several(
 
 def _form(request: Request, task: Task, parameters: Parameters, files: int) -> Form:
     """PNG if the client asks for it by name; ``*/*`` means JSON."""
-    png = task == "segment" and "image/png" in request.headers.get("accept", "").lower()
+    wanted = _accepted(", ".join(request.headers.getlist("accept")))
+    png = task == "segment" and wanted.get("image/png", 0.0) > wanted.get("application/json", 0.0)
     if png and files > 1:
         raise InvalidParameter("Accept: image/png answers one file; send one, or accept JSON")
     if isinstance(parameters, SegmentParameters) and parameters.overlay and not png:
         raise InvalidParameter("'overlay' is for Accept: image/png")
     return "png" if png else "json"
+
+
+def _accepted(header: str) -> dict[str, float]:
+    """Media types by name with their weights (RFC 9110, section 12.5.1); what cannot be read weighs nothing."""
+    weights: dict[str, float] = {}
+    for part in header.lower().split(","):
+        name, *parameters = (item.strip() for item in part.split(";"))
+        stated = next((item[2:] for item in parameters if item.startswith("q=")), "1")
+        weights[name] = float(stated) if re.fullmatch(r"[01](\.\d{0,3})?", stated) else 0.0
+    return weights
 
 
 def _response(body: Body | dict[str, Any], card: ModelCard, answers: Iterable[Answer]) -> Response:
@@ -218,10 +241,6 @@ async def show_metrics() -> Response:
     return Response(await asyncio.to_thread(metrics.exposition), media_type=metrics.CONTENT_TYPE)
 
 
-async def only_post(request: Request) -> Response:
-    raise MethodNotAllowed(f"{request.url.path!r} answers to POST")
-
-
 async def to_docs() -> Response:
     return RedirectResponse("/docs")
 
@@ -267,5 +286,5 @@ async def _not_routed(request: Request, error: Exception) -> Response:
     return refusal(InternalError(str(error.detail)), request.scope)
 
 
-async def _left(request: Request, error: Exception) -> Response:
-    return Response(status_code=_CLIENT_LEFT)
+async def _failed(request: Request, error: Exception) -> Response:
+    return refusal(InternalError("see the service's log under this request_id"), request.scope)

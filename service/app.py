@@ -23,12 +23,14 @@ from service import (  # metrics before BentoML: it chooses the folder that the 
 
 import bentoml  # isort: skip
 from bentoml.exceptions import BentoMLException
+from starlette.requests import Request
 
 from service.api import create_app, past_fastapi
 from service.cards import Task
 from service.catalogue import load_models
 from service.engine import DeviceUnusable
-from service.errors import BodyTimeout, BodyTooLarge, EmptyBody, NotReady, ServiceError
+from service.errors import BodyTimeout, EmptyBody, NotReady, ServiceError
+from service.inputs import counted
 from service.pipeline import Body, Pipeline
 from service.schemas import ClassifyParameters, Parameters, Prediction, Segment, SegmentParameters, WindowParameters
 from service.settings import Settings, SettingsError
@@ -56,8 +58,9 @@ def _load_or_explain(pipe: Connection) -> None:
         pipe.send(str(error))
 
 
-class BentoBodyLimits:
-    """The limits on bodies for BentoML's own routes, which have none. A plain ASGI middleware."""
+class RawBodies:
+    """Bodies for BentoML's own routes, which have no limits: raw bytes whatever the content type says, counted and
+    timed as on our routes. A plain ASGI middleware."""
 
     def __init__(self, app: access.App) -> None:
         self.app = app
@@ -66,28 +69,28 @@ class BentoBodyLimits:
         if scope["type"] != "http" or not scope["path"].startswith("/bento/"):
             await self.app(scope, receive, send)
             return
-        received = 0
+        # BentoML would read forms by itself, to disk, and answer 500 for broken ones.
+        others = [(name, value) for name, value in scope["headers"] if name != b"content-type"]
+        scope = {**scope, "headers": [*others, (b"content-type", b"application/octet-stream")]}
+        body = counted(Request(scope, receive), SETTINGS.max_body_bytes)
         patience = asyncio.get_running_loop().time() + SETTINGS.body_timeout_ms / 1000
-        complete = False
+        received = 0
 
-        async def limited() -> access.Message:
-            nonlocal received, complete
-            if complete:
-                return await receive()
+        async def next_block() -> access.Message:
+            nonlocal received
             try:
                 async with asyncio.timeout_at(patience):
-                    message = await receive()
+                    block = await anext(body, b"")
             except TimeoutError:
                 raise _as_bento(BodyTimeout("the body was not complete after BODY_TIMEOUT_MS")) from None
-            received += len(message.get("body", b""))
-            complete = not message.get("more_body", False)
-            if received > SETTINGS.max_body_bytes:
-                raise _as_bento(BodyTooLarge(f"MAX_BODY_BYTES allows {SETTINGS.max_body_bytes} bytes"))
-            if complete and received == 0:  # BentoML would make two braces of it
+            except ServiceError as error:
+                raise _as_bento(error) from error
+            received += len(block)
+            if not received:  # BentoML would make two braces of it
                 raise _as_bento(EmptyBody("there is not a single byte; send the media's bytes"))
-            return message
+            return {"type": "http.request", "body": block, "more_body": bool(block)}
 
-        await self.app(scope, limited, send)
+        await self.app(scope, next_block, send)
 
 
 @bentoml.service(
@@ -99,7 +102,7 @@ class BentoBodyLimits:
     logging={"access": {"enabled": False}},
     tracing={"excluded_urls": ".*"},
 )
-# Mounted as a plain function: BentoML would keep the unknown paths of a Starlette app to itself, and answer in its form.
+# Mounted as a plain function: the unknown paths of a Starlette app BentoML would answer itself, in its own form.
 @bentoml.asgi_app(past_fastapi(API), path="/")
 class ConvServe:
     def __init__(self) -> None:
@@ -128,7 +131,8 @@ class ConvServe:
         began = time.monotonic()
         models = load_models(SETTINGS)
         for model in models:
-            metrics.CALIBRATED.labels(model.card.key).set(model.engine.warm_up(model.max_batch))
+            rate = model.engine.warm_up(model.max_batch)
+            metrics.CALIBRATED.labels(model.card.key).set(rate)
         self._pipeline = API.state.pipeline = Pipeline(models, SETTINGS, self._give_up)
         gc.collect()
         gc.freeze()  # what lives for ever is not looked through again
@@ -178,7 +182,9 @@ class ConvServe:
             if self._pipeline is None:
                 raise NotReady("no model is loaded yet")
             card = self._pipeline.catalogue.find(task)
-            return (await self._pipeline.answer(card, media, parameters, deadline=deadline)).body
+            answer = await self._pipeline.answer(card, media, parameters, deadline=deadline)
+            metrics.observe_stages(f"/bento/{task}", answer.stages)
+            return answer.body
         except ServiceError as error:
             metrics.REJECTED.labels(f"/bento/{task}", error.slug).inc()
             raise _as_bento(error) from error
@@ -197,4 +203,4 @@ def _as_bento(error: ServiceError) -> BentoMLException:
 # The first one added lies outermost: every request of any route is seen by Access.
 _service: Any = ConvServe  # what the decorator made of the class
 _service.add_asgi_middleware(access.Access, log=SETTINGS.access_log)
-_service.add_asgi_middleware(BentoBodyLimits)
+_service.add_asgi_middleware(RawBodies)

@@ -12,8 +12,8 @@ What still waits when the block is left, by an answer, an error, the deadline or
 Fairness: a batch takes one sample from each waiting request in turn, so a sound of a thousand windows delays the next
 one by a batch, not by a thousand windows. Samples of one shape share a batch; shapes take turns.
 
-Bounds: a request counts with the samples it has waiting, at most one batch's worth; the rest of a long one waits in its
-own hands and comes in as room is made. So the queue is bounded, and only a request's first sample can be refused.
+Bounds: a request counts as one sample from the start, and as more, up to a batch's worth, as far as it has them and the
+queue has room; the rest waits in its own hands. So the queue is bounded, and only a first sample can be refused.
 
 Isolation: if a batch fails, its samples run again one by one, and only those that fail alone are failed. If even a
 blank sample fails then, the engine is broken and the worker has to be started afresh.
@@ -161,6 +161,7 @@ class Batcher:
         self._waiting = 0
         self._running = 0
         self._seconds_per_sample = 0.0
+        self._over: NotReady | None = None
         self._work = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
         self._loop = asyncio.create_task(self._serve())
@@ -168,8 +169,11 @@ class Batcher:
     def reserve(self, deadline: float) -> Place:
         """A place for a request that must be answered by ``deadline`` (monotonic seconds).
 
-        Raises ``QueueFull``, or ``DeadlineUnmeetable`` when what is ahead takes longer, by the pace measured so far.
+        Raises ``QueueFull``; ``DeadlineUnmeetable`` when what is ahead takes longer, by the pace measured so far;
+        ``NotReady`` after the end.
         """
+        if self._over:
+            raise self._over
         ahead = (self._waiting + self._running) * self._seconds_per_sample
         retry_after = max(1, math.ceil(ahead))
         if self._waiting >= self._queue_samples:
@@ -187,6 +191,9 @@ class Batcher:
         return place
 
     def enqueue(self, place: Place, shape: Shape) -> None:
+        if self._over:
+            place.fail(self._over)
+            return
         self._recount(place)
         self._lines.setdefault(shape, deque()).append(place)
         self._work.set()
@@ -196,18 +203,26 @@ class Batcher:
         place.waiting = 0
 
     async def close(self) -> None:
-        """Stops once the batch that runs has come back."""
+        """Takes nothing more, and refuses what still waits."""
+        self._end(NotReady("the service is stopping", retry_after_seconds=5))
         self._loop.cancel()
         await asyncio.gather(self._loop, return_exceptions=True)
-        self._thread.shutdown()
+        self._thread.shutdown(wait=False)
 
     async def _serve(self) -> None:
-        while True:
+        while self._over is None:
             await self._work.wait()
             if batch := self._next_batch():
                 await self._run(batch)
             else:
                 self._work.clear()
+
+    def _end(self, reason: NotReady) -> None:
+        self._over = self._over or reason
+        for line in self._lines.values():
+            for place in line:
+                place.fail(reason)
+        self._lines.clear()
 
     def _next_batch(self) -> list[Entry]:
         """One sample from each waiting request in turn, of the shape whose turn it is; the expired are passed over."""
@@ -248,13 +263,13 @@ class Batcher:
                 failed.append(entry)
             else:
                 self._answer([entry], outputs, seconds)
+        error: ServiceError = InternalError("the model failed on this sample")
         if len(failed) == len(batch) and not await self._answers_blank():
-            for entry in failed:
-                entry.place.fail(NotReady("the engine failed; the worker starts afresh", retry_after_seconds=10))
+            error = NotReady("the engine failed; the worker starts afresh", retry_after_seconds=10)
+            self._end(error)
             self._broken()
-            return
         for entry in failed:
-            entry.place.fail(InternalError("the model failed on this sample"))
+            entry.place.fail(error)
 
     async def _answers_blank(self) -> bool:
         try:
@@ -267,6 +282,8 @@ class Batcher:
         began = time.monotonic()
         try:
             outputs = await asyncio.get_running_loop().run_in_executor(self._thread, self._engine.run, samples)
+            if len(outputs) != len(samples):
+                raise RuntimeError(f"the engine answered {len(outputs)} of {len(samples)} samples")
         except Exception:
             self._series.failures.inc()
             raise
@@ -286,8 +303,9 @@ class Batcher:
             entry.place.answer(entry.number, output)
 
     def _recount(self, place: Place) -> None:
-        """A place counts with the samples it has left, at most one batch's worth."""
-        now = min(place.left, self._max_batch)
+        """A place counts with the samples it has left, at most one batch's worth, and at most what has room."""
+        room = self._queue_samples - self._waiting + place.waiting
+        now = min(place.left, self._max_batch, max(1, room))
         self._count(now - place.waiting)
         place.waiting = now
 

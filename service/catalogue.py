@@ -1,14 +1,13 @@
 """The loaded models: which answers a route, by name and version or by default."""
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from typing import NamedTuple
 
-from service.batcher import Batcher
 from service.cards import ModelCard, Task
 from service.engine import CPU, Engine
 from service.errors import ModelNotFound, ModelRefused, TaskNotServed
-from service.metrics import MODEL_INFO, MODEL_LOAD_FAILURES, ModelSeries
+from service.metrics import MODEL_INFO, MODEL_LOAD_FAILURES
 from service.repository import find_models, read_graph
 from service.settings import Settings, SettingsError
 
@@ -23,16 +22,6 @@ class LoadedModel(NamedTuple):
     card: ModelCard
     engine: Engine
     max_batch: int
-
-    def batcher(self, settings: Settings, broken: Callable[[], None]) -> Batcher:
-        """The queue before this model, in the running event loop."""
-        return Batcher(
-            self.engine,
-            ModelSeries(self.card.key),
-            max_batch=self.max_batch,
-            queue_samples=settings.queue_samples,
-            broken=broken,
-        )
 
 
 def load_models(settings: Settings) -> list[LoadedModel]:

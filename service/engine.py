@@ -32,7 +32,7 @@ class Engine:
 
     ``device``: ``auto`` takes CUDA if it works, and else the CPU with a warning; a device asked for by name that does
     not work raises ``DeviceUnusable``. ``threads`` is what one ``run`` uses of the CPU, 0 being all. Raises
-    ``ModelRefused`` for a graph that ONNX Runtime does not load or whose inputs and outputs are not the card's.
+    ``ModelRefused`` for a graph that ONNX Runtime does not load or run, or that does not fit the card.
     """
 
     def __init__(self, card: ModelCard, graph: bytes, *, device: Device = "cpu", threads: int = 1) -> None:
@@ -44,6 +44,18 @@ class Engine:
         self._dtype = np.dtype(card.input.dtype)
         _check_tensors(card.key, "input", self._session.get_inputs(), (card.input,))
         _check_tensors(card.key, "output", self._session.get_outputs(), card.outputs)
+        self._check_runs()
+
+    def _check_runs(self) -> None:
+        """Runs a blank sample of every shape that will come: the card's preprocessing and categories must fit."""
+        for shape in self.card.sample_shapes():
+            try:
+                outputs = self.run([self.blank(shape)])[0]
+            except Exception as error:  # as in _create
+                raise ModelRefused(self.card.key, "graph", f"it does not run on samples {shape}: {error}") from error
+            expected = shape[:2] if self.card.task == "segment" else (len(self.card.categories),)
+            if wrong := [output.shape for output in outputs if output.shape != expected]:
+                raise ModelRefused(self.card.key, "graph", f"it answers {wrong[0]} where the card states {expected}")
 
     def run(self, samples: Sequence[NDArray[np.generic]]) -> list[Outputs]:
         """Samples of one shape -> each sample's outputs, in the card's order."""

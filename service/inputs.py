@@ -4,11 +4,12 @@ import asyncio
 import base64
 import binascii
 import json
+import re
 from collections.abc import AsyncGenerator
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
-from starlette.datastructures import QueryParams, UploadFile
+from starlette.datastructures import Headers, QueryParams, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
@@ -16,6 +17,7 @@ from service.errors import BodyTimeout, BodyTooLarge, EmptyBody, InvalidParamete
 from service.schemas import Parameters
 from service.settings import Settings
 
+_CHARSET = re.compile(r";\s*charset\*?\s*=[^;]*", re.IGNORECASE)
 _JSON_IN_THREAD = 256 * 1024  # bytes from which parsing would hold the event loop for milliseconds
 
 
@@ -71,9 +73,10 @@ class _InMemoryParser(MultiPartParser):
 
 
 async def _multipart(request: Request, settings: Settings) -> Inputs:
-    parser = _InMemoryParser(
-        request.headers, counted(request, settings.max_body_bytes), max_files=settings.max_files, max_fields=8
-    )
+    # Names are UTF-8. A charset of the client's choice would be any codec of Python's, with whatever it raises.
+    headers = Headers({"content-type": _CHARSET.sub("", request.headers["content-type"])})
+    body = counted(request, settings.max_body_bytes)
+    parser = _InMemoryParser(headers, body, max_files=settings.max_files, max_fields=8)
     try:
         form = await parser.parse()
     except MultiPartException as error:

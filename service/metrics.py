@@ -8,6 +8,8 @@ import atexit
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 _FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
@@ -94,6 +96,12 @@ class ModelSeries:
         self.failures = INFERENCE_FAILURES.labels(key)
 
 
+def observe_stages(endpoint: str, stages: Mapping[str, float]) -> None:
+    """Seconds by stage, the same that the answer's ``Server-Timing`` tells."""
+    for stage, seconds in stages.items():
+        STAGE_DURATION.labels(endpoint, stage).observe(seconds)
+
+
 def exposition() -> bytes:
     """All workers' series as Prometheus text; gauges of workers that are gone are dropped first."""
     folder = os.environ[_FOLDER_VARIABLE]
@@ -106,7 +114,17 @@ def exposition() -> bytes:
 
 def _forget_the_dead(folder: Path) -> None:
     """A killed worker cannot take its gauges with it. Counters and histograms stay: what it did, it did."""
-    pids = {path.stem.rsplit("_", 1)[1] for path in folder.glob("gauge_live*_*.db")}
-    for pid in pids:
-        if not Path(f"/proc/{pid}").exists():
-            mark_process_dead(pid, path=str(folder))  # type: ignore[no-untyped-call]
+    for pid in {int(path.stem.rsplit("_", 1)[1]) for path in folder.glob("gauge_live*_*.db")}:
+        if not _alive(pid):
+            with suppress(FileNotFoundError):  # another worker, scraped at the same moment, was faster
+                mark_process_dead(pid, path=str(folder))  # type: ignore[no-untyped-call]
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:  # somebody else's by now
+        return False
+    return True

@@ -18,7 +18,7 @@ from service.decode.audio import decode_audio
 from service.decode.image import Picture, decode_image
 from service.decode.video import decode_video
 from service.errors import EmptyBody
-from service.metrics import STAGE_DURATION
+from service.metrics import ModelSeries
 from service.preprocess import ImageSample, Windows, audio_windows, decoded_shorter_side, image_sample, video_windows
 from service.schemas import (
     ClassifyParameters,
@@ -64,16 +64,20 @@ class Pipeline:
     def __init__(self, models: list[LoadedModel], settings: Settings, broken: Callable[[], None]) -> None:
         self.catalogue = Catalogue((model.card for model in models), settings.default_models)
         self._limits: Limits = settings.limits()
-        self._batchers: dict[str, Batcher] = {model.card.key: model.batcher(settings, broken) for model in models}
+        self._batchers: dict[str, Batcher] = {
+            model.card.key: Batcher(
+                model.engine,
+                ModelSeries(model.card.key),
+                max_batch=model.max_batch,
+                queue_samples=settings.queue_samples,
+                broken=broken,
+            )
+            for model in models
+        }
         # Decoders of their own for each task: a clip that decodes for seconds keeps no picture waiting.
         threads = settings.threads_per_worker() + 1
         self._decoders: dict[str, ThreadPoolExecutor] = {
             task: ThreadPoolExecutor(threads, thread_name_prefix=f"decode-{task}") for task in self.catalogue.tasks()
-        }
-
-        self._stage_series = {
-            task: {stage: STAGE_DURATION.labels(f"/{task}", stage) for stage in STAGES}
-            for task in self.catalogue.tasks()
         }
 
     async def answer(
@@ -96,8 +100,6 @@ class Pipeline:
             else:
                 assert isinstance(parameters, WindowParameters)
                 body, result = await self._windows(card, data, parameters, place, watch)
-        for stage, seconds in watch.seconds.items():
-            self._stage_series[card.task][stage].observe(seconds)
         return Answer(body, watch.seconds, result.largest_batch)
 
     async def close(self) -> None:

@@ -97,7 +97,7 @@ def _version_folders(repository: Path) -> Iterator[Path]:
 
 
 def _read_card(folder: Path) -> ModelCard:
-    label = f"{folder.parent.name}/{folder.name}"
+    label = f"{folder.parent.name}:{folder.name}"
     try:
         card = ModelCard.model_validate_json((folder / CARD).read_bytes())
     except OSError as error:

@@ -1,6 +1,6 @@
 """What goes in beside the media, and what comes out: the Hugging Face tasks' bodies, so that their clients work."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -77,4 +77,3 @@ class SegmentParameters(_Parameters):
 
 
 Parameters = ClassifyParameters | WindowParameters | SegmentParameters
-JsonObject = dict[str, Any]

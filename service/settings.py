@@ -14,7 +14,6 @@ from service.engine import Device
 from service.repository import BUNDLED
 
 PREFIX = "CONVSERVE_"
-_FLAG = "true, false, 1, 0, on or off"
 _LIMITS = Limits()
 
 Count = Annotated[int, Field(ge=1)]

@@ -5,6 +5,7 @@ import contextlib
 import io
 import re
 import socket
+import struct
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -91,6 +92,24 @@ def test_overlay_blends_the_mask_over_the_picture(client: httpx.Client) -> None:
     image = Image.open(io.BytesIO(response.content)).convert("RGB")
     assert image.size == (60, 40)
     assert image.getpixel((5, 20)) == (255, 0, 0) and image.getpixel((55, 20)) == (0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("accept", "png"),
+    [
+        ("image/png", True),
+        ("image/png, */*;q=0.5", True),
+        ("application/json;q=0.5, image/png", True),
+        ("*/*", False),
+        ("image/*", False),
+        ("image/png;q=0, application/json", False),
+        ("application/json, image/png;q=0.1", False),
+        ("image/png;q=high", False),
+    ],
+)
+def test_png_is_for_those_who_prefer_it_by_name(client: httpx.Client, accept: str, png: bool) -> None:
+    response = client.post("/segment", content=half_red_png(), headers={"accept": accept})
+    assert response.headers["content-type"] == ("image/png" if png else "application/json")
 
 
 # --- the forms of the body ---
@@ -262,6 +281,15 @@ def test_multipart_that_cannot_be_read_is_400(client: httpx.Client) -> None:
     _problem(response, 400, "malformed-body")
 
 
+@pytest.mark.parametrize("charset", ["undefined", "utf-7", "unicode_escape", "utf-16", "idna"])
+def test_the_charset_of_a_form_is_not_for_the_client_to_choose(client: httpx.Client, charset: str) -> None:
+    part = b'--x\r\nContent-Disposition: form-data; name="file"; filename="+2AA-\\ud800"\r\n\r\n'
+    body = (part + grey_png(5) + b"\r\n") * 2 + b"--x--\r\n"
+    headers = {"content-type": f"multipart/form-data; charset={charset}; boundary=x"}
+    results = client.post("/classify?top_k=1", content=body, headers=headers).json()["results"]
+    assert [result["predictions"][0]["label"] for result in results] == ["5", "5"]
+
+
 def test_a_part_or_key_without_meaning_is_422(client: httpx.Client) -> None:
     assert "image" in _problem(client.post("/classify", files={"image": grey_png(5)}), 422, "invalid-parameter")
     body = {"inputs": base64.b64encode(grey_png(5)).decode(), "top_k": 3}
@@ -273,7 +301,10 @@ def test_an_unknown_path_is_404_and_a_wrong_method_405(client: httpx.Client) -> 
     assert "POST" in _problem(client.get("/classify"), 405, "method-not-allowed")
     assert client.get("/classify").headers["allow"] == "POST"
     _problem(client.delete("/models"), 405, "method-not-allowed")
-    _problem(client.get("/bento/classify"), 405, "method-not-allowed")
+    for method in ("GET", "PUT", "OPTIONS"):
+        response = client.request(method, "/bento/classify")
+        _problem(response, 405, "method-not-allowed")
+        assert response.headers["allow"] == "POST"
     _problem(client.get("/models/nobody"), 404, "model-not-found")
 
 
@@ -349,6 +380,14 @@ def test_every_problem_type_can_be_looked_up(client: httpx.Client) -> None:
     looked_up = client.get(problem["type"]).json()
     assert looked_up == {key: problem[key] for key in ("type", "title", "status")}
     _problem(client.get("/problems/none-such"), 404, "not-found")
+
+
+def test_a_sound_louder_than_any_is_answered(client: httpx.Client) -> None:
+    samples = np.full(800, 3e38, "<f4").tobytes()
+    form = struct.pack("<HHIIHH", 3, 1, 8000, 32000, 4, 32)  # WAVE_FORMAT_IEEE_FLOAT
+    chunks = b"fmt " + struct.pack("<I", len(form)) + form + b"data" + struct.pack("<I", len(samples)) + samples
+    wav = b"RIFF" + struct.pack("<I", 4 + len(chunks)) + b"WAVE" + chunks
+    assert client.post("/audio", content=wav).json()[0] == {"label": "loud", "score": 1.0}
 
 
 # --- concurrency ---

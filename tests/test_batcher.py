@@ -164,6 +164,59 @@ async def test_an_engine_that_answers_nothing_any_more_is_given_up(make: Make) -
     assert bench.given_up == 1
 
 
+async def test_a_broken_engine_is_given_up_once_and_refuses_everybody(make: Make) -> None:
+    bench = await make(max_batch=1)
+    bench.engine.broken = True
+    bench.engine.gate.clear()
+    asking = [asyncio.create_task(bench.ask(1.0)) for _ in range(4)]
+    await asyncio.sleep(0.02)
+    bench.engine.gate.set()
+    answers = await asyncio.gather(*asking, return_exceptions=True)
+    assert all(isinstance(answer, NotReady) for answer in answers)
+    with pytest.raises(NotReady):
+        bench.batcher.reserve(time.monotonic() + 10)
+    assert bench.given_up == 1
+
+
+async def test_an_engine_that_answers_too_few_samples_strands_nobody(make: Make) -> None:
+    bench = await make(max_batch=4)
+    run = bench.engine.run
+    bench.engine.run = lambda samples: run(samples)[: max(1, len(samples) - 1)]  # type: ignore[method-assign]
+    bench.engine.gate.clear()
+    asking = [asyncio.create_task(bench.ask(float(number))) for number in range(5)]
+    await asyncio.sleep(0.02)
+    bench.engine.gate.set()
+    assert await asyncio.gather(*asking) == [[2.0 * number] for number in range(5)]
+
+
+async def test_closing_refuses_what_waits_at_once(make: Make) -> None:
+    bench = await make(max_batch=1)
+    bench.engine.gate.clear()
+    asking = [asyncio.create_task(bench.ask(1.0)) for _ in range(3)]
+    await asyncio.sleep(0.02)
+    closing = asyncio.create_task(bench.batcher.close())
+    answers = await asyncio.gather(*asking[1:], return_exceptions=True)
+    assert all(isinstance(answer, NotReady) for answer in answers)
+    bench.engine.gate.set()
+    await closing
+    asking[0].cancel()
+    await asyncio.gather(asking[0], return_exceptions=True)
+
+
+async def test_no_more_samples_wait_than_the_queue_has_places(make: Make) -> None:
+    bench = await make(max_batch=4, queue_samples=8)
+    bench.engine.gate.clear()
+    asking = [asyncio.create_task(bench.ask(*[float(number)] * 10)) for number in range(8)]
+    await asyncio.sleep(0.05)
+    assert bench.batcher._waiting <= 8
+    bench.engine.gate.set()
+    answers = await asyncio.gather(*asking, return_exceptions=True)
+    answered = [answer for answer in answers if isinstance(answer, list)]
+    assert answered and all(len(set(answer)) == 1 and len(answer) == 10 for answer in answered)
+    assert all(isinstance(answer, (list, QueueFull)) for answer in answers)
+    assert bench.batcher._waiting == 0
+
+
 async def test_a_full_queue_refuses_at_once_and_says_when_to_come_back(make: Make) -> None:
     bench = await make(queue_samples=3)
     soon = time.monotonic() + 10

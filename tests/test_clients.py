@@ -16,9 +16,6 @@ from huggingface_hub import InferenceClient
 from tests.samples import grey_clip, grey_png, half_red_png, square_wav
 from tests.serving import Server
 
-# bentoml.SyncHTTPClient leaves a temporary folder for the garbage collector to remove, which Python warns of.
-pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-
 
 @pytest.fixture
 def hub(server: Server) -> InferenceClient:
@@ -73,6 +70,14 @@ def test_bentos_methods_have_the_same_limits(narrow: httpx.Client) -> None:
     assert narrow.post("/bento/classify", content=large, headers=binary).status_code == 413
     assert narrow.post("/bento/classify", content=grey_png(5, (101, 100)), headers=binary).status_code == 413
     assert narrow.post("/bento/audio", content=square_wav(0.5, seconds=3), headers=binary).status_code == 413
+
+
+@pytest.mark.parametrize(
+    "content_type", ["application/x-www-form-urlencoded", "multipart/form-data", "image/png", "application/json"]
+)
+def test_bentos_methods_read_raw_bytes_whatever_the_content_type_says(client: httpx.Client, content_type: str) -> None:
+    response = client.post("/bento/classify", content=grey_png(5), headers={"content-type": content_type})
+    assert response.json()[0]["label"] == "5"
 
 
 def test_bentos_methods_fetch_nothing_that_a_string_names(client: httpx.Client) -> None:

@@ -61,6 +61,21 @@ def test_a_graph_that_is_not_the_cards_is_refused(changed: dict[str, Any], said:
     assert (caught.value.model, caught.value.reason) == ("tiny-classify:1", "graph")
 
 
+@pytest.mark.parametrize("count", [2, 300])
+def test_other_categories_than_the_graph_answers_are_refused(count: int) -> None:
+    with pytest.raises(ModelRefused):
+        _engine(
+            categories=[str(number) for number in range(count)],
+            outputs=[{"name": "probabilities", "dtype": "float32", "layout": "NC", "shape": ["N", "C"]}],
+        )
+
+
+def test_preprocessing_that_makes_other_samples_than_the_graph_takes_is_refused() -> None:
+    preprocess = {"media": "image", "resize": "crop", "sizes": [[5, 5]], "shorter_side": 5}
+    with pytest.raises(ModelRefused, match="does not run on samples"):
+        _engine(preprocess=preprocess)
+
+
 def test_bytes_that_are_no_graph_are_refused() -> None:
     with pytest.raises(ModelRefused, match="ONNX Runtime"):
         _engine(graph=b"nonsense")

@@ -32,7 +32,7 @@ def decode_audio(data: bytes, limits: Limits, *, sample_rate_hz: int, check: Che
     sound = np.concatenate(blocks)
     if not np.isfinite(sound).all():
         raise CorruptMedia("the sound holds samples that are not finite")
-    return sound
+    return np.clip(sound, -1, 1, out=sound)  # full scale, which floating-point files may exceed without end
 
 
 def _check_header(stream: av.AudioStream, limits: Limits) -> None:
