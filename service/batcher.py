@@ -203,10 +203,10 @@ class Batcher:
         place.waiting = 0
 
     async def close(self) -> None:
-        """Takes nothing more, and refuses what still waits."""
+        """Takes nothing more, refuses what still waits, and lets the batch that runs come back."""
         self._end(NotReady("the service is stopping", retry_after_seconds=5))
-        self._loop.cancel()
-        await asyncio.gather(self._loop, return_exceptions=True)
+        self._work.set()
+        await self._loop
         self._thread.shutdown(wait=False)
 
     async def _serve(self) -> None:
