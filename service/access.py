@@ -37,13 +37,14 @@ _WITH_NAME = {"/models/": "/models/{name}", "/problems/": "/problems/{slug}"}
 
 @dataclass
 class Visit:
-    """One request, as the log line tells it. Routes add the model once it is known."""
+    """One request, as the log line tells it. Routes add the model once it is known, and the stages of a task."""
 
     request_id: str
     endpoint: str
     began: float = field(default_factory=time.perf_counter)
     status: int = 0
     model: str = ""
+    stages: dict[str, float] | None = None
 
 
 def visit(scope: Scope) -> Visit:

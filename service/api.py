@@ -4,7 +4,7 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import Coroutine, Iterable
+from collections.abc import Coroutine, Iterable, Mapping
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
@@ -28,7 +28,7 @@ from service.errors import (
     ServiceError,
 )
 from service.inputs import Upload, parse_parameters, read_inputs
-from service.pipeline import STAGES, Answer, Body, Form, Pipeline
+from service.pipeline import STAGES, Answer, Body, Form, Pipeline, Stopwatch
 from service.schemas import ClassifyParameters, Parameters, SegmentParameters, WindowParameters
 from service.settings import Settings
 
@@ -75,6 +75,7 @@ def past_fastapi(app: FastAPI) -> App:
         if task is None:
             await app(scope, receive, send)
             return
+        visit(scope).stages = dict.fromkeys(STAGES, 0.0)
         request = Request({**scope, "app": app}, receive)
         try:
             response = await answer_request(request, task)
@@ -123,7 +124,8 @@ async def answer_request(request: Request, task: Task) -> Response:
     deadline = received + (parameters.timeout_ms or settings.timeout_ms) / 1000
     if len(inputs.uploads) > 1:
         return await _while_connected(request, _several(request, pipeline, card, inputs.uploads, parameters, deadline))
-    answering = pipeline.answer(card, inputs.uploads[0].data, parameters, deadline=deadline, form=form)
+    watch = Stopwatch(visit(request.scope).stages)
+    answering = pipeline.answer(card, inputs.uploads[0].data, parameters, deadline=deadline, form=form, watch=watch)
     answer = await _while_connected(request, answering)
     metrics.observe_stages(visit(request.scope).endpoint, answer.stages)
     return _response(answer.body, card, [answer])
@@ -179,14 +181,15 @@ def _response(body: Body | dict[str, Any], card: ModelCard, answers: Iterable[An
     """The body with what it cost; over several files, the longest of each stage."""
     answers = list(answers)
     longest = {stage: max((answer.stages[stage] for answer in answers), default=0.0) for stage in STAGES}
-    headers = {
-        "X-Model": card.key,
-        "X-Batch-Size": str(max((answer.batch_size for answer in answers), default=0)),
-        "Server-Timing": ", ".join(f"{stage};dur={seconds * 1000:.3f}" for stage, seconds in longest.items()),
-    }
+    headers = {"X-Model": card.key} | _cost(longest, max((answer.batch_size for answer in answers), default=0))
     if isinstance(body, bytes):
         return Response(body, media_type="image/png", headers=headers)
     return Response(_TO_JSON.dump_json(body), media_type="application/json", headers=headers)
+
+
+def _cost(stages: Mapping[str, float], batch_size: int) -> dict[str, str]:
+    timing = ", ".join(f"{stage};dur={seconds * 1000:.3f}" for stage, seconds in stages.items())
+    return {"X-Batch-Size": str(batch_size), "Server-Timing": timing}
 
 
 async def _while_connected(request: Request, work: Coroutine[Any, Any, _T]) -> _T:
@@ -257,6 +260,8 @@ def refusal(error: ServiceError, scope: Scope) -> Response:
     this = visit(scope)
     metrics.REJECTED.labels(this.endpoint, error.slug).inc()
     headers = {"X-Model": this.model} if this.model else {}
+    if this.stages is not None:
+        headers |= _cost(this.stages, batch_size=0)
     if error.retry_after_seconds is not None:
         headers["Retry-After"] = str(error.retry_after_seconds)
     if isinstance(error, (BodyTimeout, BodyTooLarge)):

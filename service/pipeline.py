@@ -44,10 +44,10 @@ class Answer(NamedTuple):
 
 
 class Stopwatch:
-    """Seconds by stage."""
+    """Seconds by stage; whoever gives the dictionary sees them also if the request fails on the way."""
 
-    def __init__(self) -> None:
-        self.seconds = dict.fromkeys(STAGES, 0.0)
+    def __init__(self, seconds: dict[str, float] | None = None) -> None:
+        self.seconds = dict.fromkeys(STAGES, 0.0) if seconds is None else seconds
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -81,7 +81,14 @@ class Pipeline:
         }
 
     async def answer(
-        self, card: ModelCard, data: bytes, parameters: Parameters, *, deadline: float, form: Form = "json"
+        self,
+        card: ModelCard,
+        data: bytes,
+        parameters: Parameters,
+        *,
+        deadline: float,
+        form: Form = "json",
+        watch: Stopwatch | None = None,
     ) -> Answer:
         """What ``card``'s model says of the media in ``data``, by ``deadline`` (monotonic seconds).
 
@@ -89,7 +96,7 @@ class Pipeline:
         """
         if not data:
             raise EmptyBody("there is not a single byte; send the media's bytes")
-        watch = Stopwatch()
+        watch = watch or Stopwatch()
         async with self._batchers[card.key].reserve(deadline) as place:
             if card.task == "segment":
                 assert isinstance(parameters, SegmentParameters)

@@ -241,8 +241,13 @@ def test_a_request_id_that_is_not_sane_is_replaced(client: httpx.Client) -> None
         assert re.fullmatch(r"[0-9a-f]{32}", response.headers["x-request-id"])
 
 
-def test_refusals_after_the_model_is_known_name_it(client: httpx.Client) -> None:
-    assert client.post("/classify", content=b"junk").headers["x-model"] == "tiny-classify:1"
+def test_refusals_name_the_model_once_it_is_known_and_what_they_cost(client: httpx.Client) -> None:
+    headers = client.post("/classify", content=grey_png(5)[:-28]).headers
+    assert (headers["x-model"], headers["x-batch-size"]) == ("tiny-classify:1", "0")
+    timing = dict(re.findall(r"(\w+);dur=([\d.]+)", headers["server-timing"]))
+    assert float(timing["decode"]) > 0 and float(timing["inference"]) == 0
+    headers = client.post("/classify?top_k=0", content=grey_png(5)).headers
+    assert "x-model" not in headers and "server-timing" in headers
 
 
 # --- every row of the error table ---
