@@ -82,12 +82,12 @@ class RawBodies:
                 async with asyncio.timeout_at(patience):
                     block = await anext(body, b"")
             except TimeoutError:
-                raise _as_bento(BodyTimeout("the body was not complete after BODY_TIMEOUT_MS")) from None
+                raise _as_bento(BodyTimeout(SETTINGS.body_timeout_ms)) from None
             except ServiceError as error:
                 raise _as_bento(error) from error
             received += len(block)
             if not received:  # BentoML would make two braces of it
-                raise _as_bento(EmptyBody("there is not a single byte; send the media's bytes"))
+                raise _as_bento(EmptyBody())
             return {"type": "http.request", "body": block, "more_body": bool(block)}
 
         await self.app(scope, next_block, send)

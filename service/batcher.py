@@ -31,13 +31,13 @@ from typing import Any, NamedTuple, Protocol, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from service.engine import Outputs
 from service.errors import DeadlineExceeded, DeadlineUnmeetable, InternalError, NotReady, QueueFull, ServiceError
 from service.metrics import ModelSeries
 
 logger = logging.getLogger("convserve.batcher")
 
 Sample = NDArray[np.generic]
-Outputs = tuple[NDArray[np.generic], ...]
 Shape = tuple[int, ...]
 _MEMORY = 0.8  # how much of the measured pace is kept when a batch is added to it
 

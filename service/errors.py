@@ -29,6 +29,9 @@ class ServiceError(Exception):
 class EmptyBody(ServiceError):
     slug, status, title = "empty-body", 400, "The body is empty"
 
+    def __init__(self, detail: str = "there is not a single byte; send the media's bytes") -> None:
+        super().__init__(detail)
+
 
 class MalformedBody(ServiceError):
     slug, status, title = "malformed-body", 400, "The multipart or JSON form of the body cannot be read"
@@ -56,6 +59,9 @@ class MethodNotAllowed(ServiceError):
 
 class BodyTimeout(ServiceError):
     slug, status, title = "body-timeout", 408, "The body came too slowly"
+
+    def __init__(self, timeout_ms: int) -> None:
+        super().__init__(f"the body was not complete after {timeout_ms} ms (BODY_TIMEOUT_MS)")
 
 
 class BodyTooLarge(ServiceError):

@@ -41,7 +41,7 @@ async def read_inputs(request: Request, settings: Settings) -> Inputs:
                 return await _multipart(request, settings)
             body = await read_body(request, settings.max_body_bytes)
     except TimeoutError:
-        raise BodyTimeout(f"the body was not complete after {settings.body_timeout_ms} ms (BODY_TIMEOUT_MS)") from None
+        raise BodyTimeout(settings.body_timeout_ms) from None
     if content_type != "application/json" or not body:
         return Inputs([Upload("", body)], {})
     if len(body) < _JSON_IN_THREAD:

@@ -95,7 +95,7 @@ class Pipeline:
         Raises the refusals of decoding, batching and the model; see ``service.errors``.
         """
         if not data:
-            raise EmptyBody("there is not a single byte; send the media's bytes")
+            raise EmptyBody
         watch = watch or Stopwatch()
         async with self._batchers[card.key].reserve(deadline) as place:
             if card.task == "segment":

@@ -56,3 +56,14 @@ def client(server: Server) -> Iterator[httpx.Client]:
 def narrow(narrow_server: Server) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=narrow_server.url, timeout=30) as opened:
         yield opened
+
+
+@pytest.fixture(scope="module")
+def one_torch_thread() -> Iterator[None]:
+    """So that sums come out the same in every run."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -5,7 +5,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 import numpy as np
 import pytest
 
-from service.batcher import Batcher, Outputs, Sample
+from service.batcher import Batcher, Sample
+from service.engine import Outputs
 from service.errors import DeadlineExceeded, DeadlineUnmeetable, InternalError, NotReady, QueueFull
 from service.metrics import ModelSeries
 
