@@ -1,5 +1,6 @@
 """The networks against torchvision's, where it is installed, and against arithmetic done by hand, where it is not."""
 
+import math
 import sys
 import types
 import warnings
@@ -18,9 +19,10 @@ from torch.testing import assert_close
 from models.architectures import ARCHITECTURES
 from models.architectures.alexnet import alexnet
 from models.architectures.audio_cnn import audio_cnn
-from models.architectures.fcn import FCN, fcn_basic, fcn_resnet50, fcn_resnet101
+from models.architectures.fcn import FCN, Segmenter, fcn_basic, fcn_context, fcn_resnet50, fcn_resnet101
 from models.architectures.resnet import Backbone, BasicBlock, Block, Bottleneck, ResNet, resnet18, resnet50
 from models.architectures.resnet_cifar import CifarBlock, resnet_cifar
+from models.architectures.resnet_fast import FastResNet, resnet_fast
 from models.architectures.video_cnn import r3d_18, video_cnn
 
 # Published beside torchvision's checkpoints; those of ResNet-20 (0.27 M in He et al. 2015, table 6) by hand:
@@ -216,18 +218,45 @@ def test_dilation_adds_no_parameters() -> None:
     )
 
 
-@pytest.mark.parametrize(("dilations", "samples"), [((1, 2, 4, 4), 2940), ((1, 1, 1, 1), 1276)])
+@pytest.mark.parametrize(("dilations", "samples"), [((1, 2, 2, 2), 9056), ((1, 1, 1, 1), 5856)])
 def test_dilation_widens_what_the_audio_network_hears(dilations: tuple[int, int, int, int], samples: int) -> None:
     """By hand, kernel - 1 times stride so far, layer by layer; dilation d makes a kernel of 3 one of 2d + 1.
 
-    80 + 3x4, layer1 4x2x16, layer2 2x16 + (2d + 2 + 2d)x32, layer3 2x32 + (2d + 2 + 2d)x64, layer4 2x64 + 2dx128.
+    256, layer1 (2 + 2d)x80, layer2 2x80 + (2d + 2 + 2d)x160, layer3 2x160 + (2d + 2 + 2d)x320, layer4 2x320 + 2dx640.
     """
-    waveform = torch.zeros(1, 1, 8192)
-    waveform[..., 4000] = torch.nan  # spreads to every position that hears it, through ReLU and pooling too
+    waveform = torch.zeros(1, 1, 32_000)
+    waveform[..., 16_000] = torch.nan  # spreads to every position that hears it, through ReLU too
     with torch.inference_mode():
         features = audio_cnn(dilations=dilations).eval().features(waveform)
     hearing = features.isnan().any(dim=1).sum().item()
-    assert hearing in (samples // 128, samples // 128 + 1)
+    assert hearing in (samples // 640, samples // 640 + 1)
+
+
+def test_the_audio_networks_filters_begin_along_the_mel_scale() -> None:
+    """48 bands between 60 Hz (92.6 mel by 2595 log10(1 + f / 700)) and 4,000 Hz (2,146.1 mel): 41.91 mel apart, the
+    first at 134.5 mel, 88.7 Hz, the last at 2,104.2 mel, 3,829 Hz. Each has as much of a sine as of a cosine."""
+    weight = audio_cnn().filters.conv1.weight.detach()[:, 0]
+    power = torch.fft.rfft(weight, 8192).abs().square()
+    peaks_hz = power[::2].argmax(dim=1) * 8000 / 8192
+    assert abs(float(peaks_hz[0]) - 88.7) < 8 and abs(float(peaks_hz[-1]) - 3829) < 15
+    assert (peaks_hz.diff() > 0).all()
+    assert_close(weight.square().sum(dim=1), torch.full((96,), 0.5), rtol=0, atol=0.02)
+
+
+def test_the_audio_networks_bands_are_log_energies_and_silence_is_0() -> None:
+    """A cosine of amplitude 2 at a band's centre has the energy |sum of 2 cos x envelope x e^(i phase)|^2, that is the
+    square of the envelope's sum, times 1000 (the floor's inverse), plus 1, under the logarithm."""
+    network = audio_cnn().eval()
+    times = torch.arange(8000) / 8000
+    centre_hz = 700 * (10 ** ((92.6 + 20 * 41.91) / 2595) - 1)  # the 20th band's
+    tone = 2 * torch.cos(2 * torch.pi * centre_hz * times)
+    with torch.inference_mode():
+        bands, silence = network.filters(torch.stack((tone, torch.zeros(8000)))[:, None])
+    assert bands.shape == (48, 100) and not silence.any()
+    assert bands[:, 50].argmax() == 19
+    cosine, sine = network.filters.conv1.weight.detach()[38:40, 0]
+    envelope = (cosine.square() + sine.square()).sqrt()
+    assert_close(float(bands[19, 50]), math.log(1 + 1000 * float(envelope.sum()) ** 2), rtol=0.01, atol=0)
 
 
 # --- convolution ---
@@ -237,11 +266,12 @@ def test_dilation_widens_what_the_audio_network_hears(dilations: tuple[int, int,
     ("features", "shape", "stride"),
     [
         (lambda x: resnet_cifar(8).eval().features(x), (1, 3, 4, 96), 4),
+        (lambda x: whitened(x).features(x), (1, 3, 16, 192), 8),
         (lambda x: fcn_basic(layers=(1, 1, 1, 1)).eval().backbone.features(x)[1], (1, 3, 8, 320), 8),
-        (lambda x: audio_cnn().eval().features(x), (1, 1, 8192), 128),
+        (lambda x: audio_cnn().eval().features(x), (1, 1, 128 * 640), 640),
         (lambda x: video_cnn().eval().features(x.movedim(-1, 2)).movedim(2, -1), (1, 3, 16, 16, 96), 8),
     ],
-    ids=["resnet_cifar", "fcn", "audio", "video over time"],
+    ids=["resnet_cifar", "resnet_fast", "fcn", "audio", "video over time"],
 )
 def test_shifted_input_shifts_the_feature_map(
     features: Callable[[Tensor], Tensor], shape: tuple[int, ...], stride: int
@@ -295,10 +325,73 @@ def test_shortcut_takes_every_second_pixel_and_adds_empty_channels() -> None:
     assert torch.equal(CifarBlock(4, 8, stride=2).shortcut(x), expected)
 
 
+# --- the fast family ---
+
+
+def whitened(images: Tensor) -> FastResNet:
+    network = resnet_fast().eval()
+    network.initialise_from(images)
+    return network
+
+
+def test_whitening_makes_of_patches_directions_of_unit_variance_that_do_not_correlate() -> None:
+    # Neighbouring pixels and colours are alike, as in photographs: each is noise of its own over noise in common.
+    images = torch.randn(16, 3, 33, 33) + torch.randn(16, 1, 33, 33)
+    images = images + nn.functional.avg_pool2d(images, 3, stride=1, padding=1) * 3
+    network = whitened(images)
+    with torch.inference_mode():
+        responses = network.whiten(images).movedim(1, -1).reshape(-1, 24)
+    assert_close(torch.cov(responses[:, :12].T), torch.eye(12), atol=0.01, rtol=0)
+    assert_close(responses[:, 12:], -responses[:, :12])
+    before = nn.functional.unfold(images, 2).movedim(1, -1).reshape(-1, 12)
+    assert (torch.corrcoef(before.T) - torch.eye(12)).abs().max() > 0.5
+
+
+def test_whitening_does_not_blow_up_what_hardly_varies() -> None:
+    network = whitened(torch.full((4, 3, 16, 16), 0.5) + 1e-6 * torch.randn(4, 3, 16, 16))
+    assert network.whiten.weight.isfinite().all()
+    assert network.whiten.weight.abs().max() <= (1 / 5e-4) ** 0.5  # directions are of length 1, the floor is 5e-4
+
+
+def test_the_first_convolution_of_each_stage_begins_by_passing_its_input_on() -> None:
+    network = resnet_fast()
+    for stage, channels in ((network.layer1, 24), (network.layer2, 64), (network.layer3, 128)):
+        x = torch.randn(2, channels, 9, 9)
+        passed = stage.conv1(x)
+        assert_close(passed[:, :channels], x)
+        assert passed.shape[1] > channels and passed[:, channels:].std() > 0.1
+
+
+def test_the_stems_filters_are_not_trained() -> None:
+    network = resnet_fast(4).train()
+    optimizer = torch.optim.SGD(network.parameters(), lr=1.0)
+    before = network.whiten.weight.clone()
+    loss = nn.functional.cross_entropy(network(torch.randn(8, 3, 32, 32)), torch.arange(8) % 4)
+    torch.autograd.backward(loss)
+    optimizer.step()
+    assert network.whiten.weight.grad is None and torch.equal(network.whiten.weight, before)
+    others = [parameter for key, parameter in network.named_parameters() if key != "whiten.weight"]
+    assert all(parameter.grad is not None and parameter.grad.any() for parameter in others)
+
+
+@pytest.mark.parametrize(("size", "grid"), [((9, 9), (1, 1)), ((17, 33), (2, 4)), ((32, 32), (3, 3))])
+def test_the_fast_network_halves_three_times_what_the_stem_leaves(size: tuple[int, int], grid: tuple[int, int]) -> None:
+    network = resnet_fast(7).eval()
+    images = torch.randn(2, 3, *size)
+    with torch.inference_mode():
+        assert network.features(images).shape == (2, 256, *grid)
+        assert network(images).shape == (2, 7)
+
+
+def test_the_fast_network_needs_9_pixels() -> None:
+    with torch.inference_mode(), pytest.raises(RuntimeError, match="too small"):
+        resnet_fast().eval()(torch.randn(1, 3, 8, 9))
+
+
 # --- free sizes ---
 
 
-@pytest.mark.parametrize("samples", [16, 4001, 8000, 5 * 16_000])
+@pytest.mark.parametrize("samples", [80, 4001, 8000, 5 * 16_000])
 def test_audio_network_takes_any_length(samples: int) -> None:
     with torch.inference_mode():
         logits = audio_cnn(num_classes=50).eval()(torch.randn(1, 1, samples))
@@ -306,9 +399,16 @@ def test_audio_network_takes_any_length(samples: int) -> None:
     assert logits.isfinite().all()
 
 
+SMALL_FCNS: dict[str, Callable[[], Segmenter]] = {
+    "fcn_basic": lambda: fcn_basic(3, widths=(4, 8, 8, 16), layers=(1, 1, 1, 1)),
+    "fcn_context": lambda: fcn_context(3, widths=(4, 8, 8), dilations=(1, 4)),
+}
+
+
 @pytest.mark.parametrize("size", [(64, 64), (65, 97), (33, 150)])
-def test_fcn_answers_at_the_size_of_the_image(size: tuple[int, int]) -> None:
-    network = fcn_basic(3, widths=(4, 8, 8, 16), layers=(1, 1, 1, 1)).eval()
+@pytest.mark.parametrize("build", SMALL_FCNS.values(), ids=SMALL_FCNS)
+def test_fcn_answers_at_the_size_of_the_image(build: Callable[[], Segmenter], size: tuple[int, int]) -> None:
+    network = build().eval()
     images = torch.randn(2, 3, *size)
     with torch.inference_mode():
         logits, auxiliary = network.forward_with_auxiliary(images)
@@ -316,8 +416,9 @@ def test_fcn_answers_at_the_size_of_the_image(size: tuple[int, int]) -> None:
     assert logits.shape == auxiliary.shape == (2, 3, *size)
 
 
-def test_exported_fcn_answers_at_the_size_of_the_image(tmp_path: Path) -> None:
-    network = fcn_basic(3, widths=(4, 8, 8, 16), layers=(1, 1, 1, 1)).eval()
+@pytest.mark.parametrize("build", SMALL_FCNS.values(), ids=SMALL_FCNS)
+def test_exported_fcn_answers_at_the_size_of_the_image(build: Callable[[], Segmenter], tmp_path: Path) -> None:
+    network = build().eval()
     path = tmp_path / "fcn.onnx"
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -332,20 +433,41 @@ def test_exported_fcn_answers_at_the_size_of_the_image(tmp_path: Path) -> None:
 
 
 def test_fcn_without_auxiliary_head_says_so() -> None:
-    network = fcn_basic(3, aux_loss=False)
-    assert not any(name.startswith("aux_classifier") for name in network.state_dict())
-    with pytest.raises(ValueError, match="aux_loss=True"):
-        network.forward_with_auxiliary(torch.randn(1, 3, 64, 64))
+    for network in (fcn_basic(3, aux_loss=False), fcn_context(3, aux_loss=False)):
+        assert not any(name.startswith("aux_classifier") for name in network.state_dict())
+        with pytest.raises(ValueError, match="aux_loss=True"):
+            network.forward_with_auxiliary(torch.randn(1, 3, 64, 64))
+
+
+def test_the_context_fcn_sees_detail_on_a_grid_of_4_and_surroundings_on_one_of_8() -> None:
+    with torch.device("meta"):
+        detail, context = fcn_context(11).features(torch.empty(1, 3, 360, 480))
+    assert detail.shape == (1, 40, 90, 120) and context.shape == (1, 96, 45, 60)
+
+
+def test_a_pixel_reaches_as_far_as_its_dilations() -> None:
+    """By hand, on the grid of 8: what comes before reaches some 5 positions to each side (39 pixels: 1 and 2 by the
+    strided layers, 2 x 4 by layer1, 4 + 8 + 2 x 8 by layer2), the blocks of dilation d reach 2d each."""
+    network = fcn_context(3, widths=(4, 4, 4), dilations=(1, 2, 4)).eval()
+    images = torch.zeros(1, 3, 16, 800)
+    images[..., 400] = torch.nan
+    with torch.inference_mode():
+        _, context = network.features(images)
+    reached = context.isnan().any(dim=1)[0, 0].nonzero()
+    assert (int(reached.min()) + int(reached.max())) // 2 in (49, 50)
+    assert len(reached) in range(2 * (4 + 14), 2 * (5 + 14) + 2)
 
 
 # --- training ---
 
 
-@pytest.mark.parametrize("name", ["alexnet_cifar", "resnet_cifar", "fcn_basic", "audio_cnn", "video_cnn"])
+@pytest.mark.parametrize(
+    "name", ["alexnet_cifar", "resnet_cifar", "fcn_basic", "fcn_context", "audio_cnn", "video_cnn"]
+)
 def test_a_training_step_reaches_every_parameter(name: str) -> None:
     network = ARCHITECTURES[name](num_classes=4)
     inputs = torch.randn(INPUT_SHAPES.get(name, IMAGES))
-    outputs = network.forward_with_auxiliary(inputs) if isinstance(network, FCN) else (network(inputs),)
+    outputs = network.forward_with_auxiliary(inputs) if isinstance(network, Segmenter) else (network(inputs),)
     targets = torch.randint(4, (2, *outputs[0].shape[2:]))
     sum(nn.functional.cross_entropy(logits, targets) for logits in outputs).backward()  # type: ignore[union-attr]
     silent = [

@@ -9,9 +9,10 @@ from torch import nn
 
 from models.architectures.alexnet import alexnet, alexnet_cifar
 from models.architectures.audio_cnn import audio_cnn
-from models.architectures.fcn import fcn_basic, fcn_resnet50, fcn_resnet101
+from models.architectures.fcn import fcn_basic, fcn_context, fcn_resnet50, fcn_resnet101
 from models.architectures.resnet import resnet18, resnet34, resnet50, resnet101
 from models.architectures.resnet_cifar import resnet_cifar
+from models.architectures.resnet_fast import resnet_fast
 from models.architectures.video_cnn import r3d_18, video_cnn
 
 ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
@@ -22,7 +23,9 @@ ARCHITECTURES: dict[str, Callable[..., nn.Module]] = {
     "resnet50": resnet50,
     "resnet101": resnet101,
     "resnet_cifar": resnet_cifar,
+    "resnet_fast": resnet_fast,
     "fcn_basic": fcn_basic,
+    "fcn_context": fcn_context,
     "fcn_resnet50": fcn_resnet50,
     "fcn_resnet101": fcn_resnet101,
     "audio_cnn": audio_cnn,
