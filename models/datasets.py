@@ -6,6 +6,7 @@
 A mask's pixel is its category's place in ``categories.txt``; 255 is void. Names that begin with a dot are passed over.
 """
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -63,12 +64,17 @@ def category_folders(split: Path) -> tuple[str, ...]:
 
 def load_labelled(split: Path, categories: Sequence[str], preprocess: Preprocess) -> list[Example]:
     """Every file below ``<split>/<category>/``, decoded. A file that cannot be decoded is named in ``DatasetError``."""
+    return _in_parallel(lambda item: _labelled(*item, preprocess), labelled_files(split, categories), split)
+
+
+def labelled_files(split: Path, categories: Sequence[str]) -> list[tuple[Path, int]]:
+    """Every file below ``<split>/<category>/`` and its category's index, in the order in which they are loaded."""
     if unknown := set(category_folders(split)) - set(categories):
         raise DatasetError(f"{split} holds {sorted(unknown)}, which are none of the categories {list(categories)}")
     files = [(path, index) for index, category in enumerate(categories) for path in _files(split / category)]
     if not files:
         raise DatasetError(f"{split} holds category folders without files; expected {split}/<category>/<file>")
-    return _in_parallel(lambda item: _labelled(*item, preprocess), files, split)
+    return files
 
 
 def load_masked(
@@ -94,9 +100,10 @@ def read_categories(folder: Path) -> tuple[str, ...]:
     return names
 
 
-def judged_split(folder: Path) -> str:
-    """The split by which a model is judged: the test split, or the best that there is."""
-    return next((split for split in ("test", "val") if (folder / split).is_dir()), "train")
+def judged_splits(folder: Path) -> tuple[str, ...]:
+    """The splits by which a model is judged: ``test`` and every ``test-…``, or else the best that there is."""
+    tests = [path.name for path in _visible(folder) if path.is_dir() and re.fullmatch("test(-.+)?", path.name)]
+    return tuple(tests) or (("val",) if (folder / "val").is_dir() else ("train",))
 
 
 def _visible(folder: Path) -> list[Path]:

@@ -1,6 +1,6 @@
 """How good a model is, by the same code for the PyTorch model and for the ONNX file.
 
-python -m models.evaluate RUN_OR_MODEL_FOLDER --data FOLDER [--split test]
+python -m models.evaluate RUN_OR_MODEL_FOLDER --data FOLDER [--split NAME]
 
 Each file is answered as the service does it: a sound's or a clip's windows weighted, a mask at the picture's own size.
 """
@@ -8,6 +8,7 @@ Each file is answered as the service does it: a sound's or a clip's windows weig
 import argparse
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,7 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from models.datasets import VOID, DatasetError, Example, judged_split
+from models.calibrate import expected_calibration_error
+from models.datasets import VOID, DatasetError, Example, judged_splits, placed_mask
 from models.graph import Served
 from models.runs import CHECKPOINT, Run, load_examples
 from service.cards import Metric, ModelCard, Preprocess, Task
@@ -23,6 +25,7 @@ from service.engine import Engine
 from service.errors import ModelRefused
 from service.repository import CARD, StoredModel, read_graph
 
+CALIBRATION_ERROR = "expected calibration error"
 Outputs = tuple[NDArray[np.generic], ...]
 Predict = Callable[[Sequence[NDArray[np.generic]]], list[Outputs]]  # samples of one shape -> each one's outputs
 
@@ -45,8 +48,8 @@ def evaluate(
 ) -> list[Metric]:
     """The metrics of a task on ``examples``, each example answered as the service answers a whole file."""
     if task == "segment":
-        return _segmentation_metrics(predict, examples, categories, split)
-    probabilities = _whole_probabilities(predict, examples, batch_size)
+        return segmentation_metrics(answered_pixels(predict, examples, categories), split)
+    probabilities = whole_probabilities(predict, examples, batch_size)
     targets = np.array([example.target for example in examples])
     return classification_metrics(probabilities, targets, split)
 
@@ -54,22 +57,20 @@ def evaluate(
 def classification_metrics(
     probabilities: NDArray[np.floating], targets: NDArray[np.integer], split: str
 ) -> list[Metric]:
-    """(examples, C), (examples,) -> accuracy, and the negative log likelihood of the truth."""
+    """(examples, C), (examples,) -> accuracy, the negative log likelihood of the truth, and the calibration error."""
     hits = probabilities.argmax(axis=1) == targets
     likelihood = probabilities[np.arange(len(targets)), targets].clip(1e-12)
-    count = len(targets)
+    figures = {
+        "accuracy": float(hits.mean()),
+        "negative log likelihood": float(-np.log(likelihood).mean()),
+        CALIBRATION_ERROR: expected_calibration_error(probabilities.max(axis=1), hits),
+    }
     return [
-        Metric(name="accuracy", value=round(float(hits.mean()), 4), samples=count, split=split),
-        Metric(
-            name="negative log likelihood",
-            value=round(float(-np.log(likelihood).mean()), 4),
-            samples=count,
-            split=split,
-        ),
+        Metric(name=name, value=round(value, 4), samples=len(targets), split=split) for name, value in figures.items()
     ]
 
 
-def _whole_probabilities(predict: Predict, examples: Sequence[Example], batch_size: int) -> NDArray[np.float64]:
+def whole_probabilities(predict: Predict, examples: Sequence[Example], batch_size: int = 64) -> NDArray[np.float64]:
     """(examples, C): each file's windows, weighted as in an answer."""
     samples = [sample for example in examples for sample in example.samples]
     rows: list[NDArray[np.generic]] = []
@@ -83,24 +84,51 @@ def _whole_probabilities(predict: Predict, examples: Sequence[Example], batch_si
     return np.stack(wholes)
 
 
-def _segmentation_metrics(predict: Predict, examples: Sequence[Example], categories: int, split: str) -> list[Metric]:
-    """Mean intersection over union, and the share of pixels that are right, over the masks at their own size.
+class Pixels(NamedTuple):
+    """What a segmenter answers on a split, void left out: ``confusion`` (C, C), truth by row, counted over the masks at
+    their own size; of each picture's pixels that the network sees, the confidence and whether it is right, (n,)."""
 
-    Counts are summed over the whole split; a category that neither truth nor answer holds has no part in the mean.
-    """
+    confusion: NDArray[np.int64]
+    confidences: list[NDArray[np.float32]]
+    rights: list[NDArray[np.bool_]]
+
+
+def answered_pixels(predict: Predict, examples: Sequence[Example], categories: int) -> Pixels:
     confusion = np.zeros((categories, categories), np.int64)
+    confidences: list[NDArray[np.float32]] = []
+    rights: list[NDArray[np.bool_]] = []
     for example in tqdm(examples, desc="evaluate", unit="picture", leave=False):
-        confusion += mask_confusion(predict(example.samples)[0][0], example, categories)
+        mask, confidence = predict(example.samples)[0]
+        confusion += mask_confusion(mask, example, categories)
+        truth = placed_mask(example, (mask.shape[0], mask.shape[1]))
+        confidences.append(confidence[truth != VOID].astype(np.float32))
+        rights.append(mask[truth != VOID] == truth[truth != VOID])
+    return Pixels(confusion, confidences, rights)
+
+
+def segmentation_metrics(pixels: Pixels, split: str) -> list[Metric]:
+    """Those of ``intersection_over_union``, and the calibration error over the pixels that the network sees."""
+    count = len(pixels.rights)
+    metrics = intersection_over_union(pixels.confusion, count, split)
+    error = expected_calibration_error(np.concatenate(pixels.confidences), np.concatenate(pixels.rights))
+    return [*metrics, Metric(name=CALIBRATION_ERROR, value=round(error, 4), samples=count, split=split)]
+
+
+def intersection_over_union(confusion: NDArray[np.int64], pictures: int, split: str) -> list[Metric]:
+    """Pixel counts (C, C) over a whole split, truth by row -> mean intersection over union, share of pixels right.
+
+    A category that neither truth nor answer holds has no part in the mean. Raises ``DatasetError`` for all void.
+    """
     if not confusion.any():
         raise DatasetError(f"the masks of {split} are void everywhere; there is nothing to compare with")
     hits = np.diag(confusion)
     union = confusion.sum(axis=0) + confusion.sum(axis=1) - hits
     present = union > 0
-    count = len(examples)
-    return [
-        Metric(name="mIoU", value=round(float((hits[present] / union[present]).mean()), 4), samples=count, split=split),
-        Metric(name="pixel accuracy", value=round(float(hits.sum() / confusion.sum()), 4), samples=count, split=split),
-    ]
+    figures = {
+        "mIoU": float((hits[present] / union[present]).mean()),
+        "pixel accuracy": float(hits.sum() / confusion.sum()),
+    }
+    return [Metric(name=name, value=round(value, 4), samples=pictures, split=split) for name, value in figures.items()]
 
 
 def mask_confusion(mask: NDArray[np.generic], example: Example, categories: int) -> NDArray[np.int64]:
@@ -138,18 +166,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Evaluate a training run (PyTorch) or a published model (ONNX).")
     parser.add_argument("folder", type=Path, help="a run folder, or <repository>/<name>/<version>")
     parser.add_argument("--data", type=Path, required=True, help="the data folder")
-    parser.add_argument("--split", help="default: test, or val or train where there is none")
+    parser.add_argument("--split", help="default: every folder test and test-…, or val or train where there is none")
     parser.add_argument("--ignore-index", type=int, default=VOID, help="segment: the mask value that means void")
     arguments = parser.parse_args(argv)
-    split = arguments.split or judged_split(arguments.data)
     try:
         predict, task, categories, preprocess = loaded(arguments.folder)
-        examples = load_examples(arguments.data, split, task, categories, preprocess, arguments.ignore_index)
-        metrics = evaluate(predict, examples, task, len(categories), split)
+        for split in [arguments.split] if arguments.split else judged_splits(arguments.data):
+            examples = load_examples(arguments.data, split, task, categories, preprocess, arguments.ignore_index)
+            for metric in evaluate(predict, examples, task, len(categories), split):
+                print(f"{metric.name} {metric.value:.4f} on {metric.samples} files of {arguments.data}/{metric.split}")
     except (DatasetError, FileNotFoundError, ModelRefused) as error:
         raise SystemExit(f"cannot evaluate: {error}") from error
-    for metric in metrics:
-        print(f"{metric.name} {metric.value:.4f} on {metric.samples} files of {arguments.data}/{metric.split}")
 
 
 if __name__ == "__main__":

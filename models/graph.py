@@ -12,15 +12,20 @@ from service.cards import Task
 # Colour means and deviations of ImageNet's photographs, in 0..255, as torchvision's published weights expect them.
 IMAGENET_MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
 IMAGENET_STD = (0.229 * 255, 0.224 * 255, 0.225 * 255)
+KINETICS_MEAN = (0.43216 * 255, 0.394666 * 255, 0.37645 * 255)  # of Kinetics-400's clips, for the same
+KINETICS_STD = (0.22803 * 255, 0.22145 * 255, 0.216989 * 255)
 _QUIET = 1e-3  # added to a window's loudness (full scale is 1): silence is not blown up to full volume
 
 
 class Served(nn.Module):
-    """A network between its media's samples and its task's outputs."""
+    """A network between its media's samples and its task's outputs. ``temperature`` divides the logits."""
+
+    temperature: Tensor
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
+        self.register_buffer("temperature", torch.tensor(1.0), persistent=False)
 
     def prepare(self, batch: Tensor) -> Tensor:
         """Samples as the service makes them -> the network's input, float."""
@@ -28,7 +33,7 @@ class Served(nn.Module):
 
     def forward(self, batch: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Samples -> the graph's outputs: for a classifier its probabilities (N, C)."""
-        return F.softmax(self.network(self.prepare(batch)), dim=1)
+        return F.softmax(self.network(self.prepare(batch)) / self.temperature, dim=1)
 
 
 class _Pictures(Served):
@@ -61,7 +66,7 @@ class ServedSegmenter(ServedClassifier):
     """(N, H, W, 3) uint8 -> each pixel's category (N, H, W) uint8 and its probability (N, H, W) float32."""
 
     def forward(self, batch: Tensor) -> tuple[Tensor, Tensor]:
-        logits = self.network(self.prepare(batch))
+        logits = self.network(self.prepare(batch)) / self.temperature
         likeliest, index = logits.max(dim=1)
         # softmax at the arg max alone: exp(max - logsumexp) spares a map of probabilities per category
         confidence = torch.exp(likeliest - torch.logsumexp(logits, dim=1))

@@ -115,12 +115,47 @@ class Parity(_Strict):
     samples: int
 
 
+class Calibration(_Strict):
+    """The temperature that divides the logits, found on ``samples`` validation files (Guo et al. 2017), 1.0 where there
+    were too few; the expected calibration error on ``split`` without and with it."""
+
+    temperature: Annotated[float, Field(gt=0)]
+    samples: int
+    split: str
+    error_before: float
+    error_after: float
+
+
+class Layer(_Strict):
+    """One layer, and what it makes of one sample: ``output`` is a shape without the batch axis.
+
+    Per axis: ``kernel``, ``stride``, ``padding`` and ``dilation`` in steps of the layer's own input, empty where each
+    position is worked on alone; ``receptive_field`` of one position of its output, and the ``jump`` to the next, in
+    steps of the network's input, empty where feature maps have ended. ``aside`` is what runs on a shortcut.
+    """
+
+    name: str
+    kind: str
+    output: tuple[int, ...]
+    parameters: int
+    macs: int
+    kernel: tuple[int, ...] = ()
+    stride: tuple[int, ...] = ()
+    padding: tuple[int, ...] = ()
+    dilation: tuple[int, ...] = ()
+    receptive_field: tuple[int, ...] = ()
+    jump: tuple[int, ...] = ()
+    aside: bool = False
+
+
 class Complexity(_Strict):
-    """Parameters, multiply-accumulates of one sample, and the receptive field in input steps per axis."""
+    """Parameters, multiply-accumulates of one sample, and the receptive field in input steps per axis; layer by layer
+    in the order in which they run, on cards that list them."""
 
     parameters: int
     macs: int
     receptive_field: tuple[int, ...]
+    layers: tuple[Layer, ...] = ()
 
 
 class File(_Strict):
@@ -144,6 +179,7 @@ class ModelCard(_Strict):
     metrics: tuple[Metric, ...]
     training: Training
     parity: Parity
+    calibration: Calibration | None = None
     complexity: Complexity
     files: dict[str, File]
 

@@ -12,7 +12,7 @@ from models.datasets import (
     DatasetError,
     Example,
     category_folders,
-    judged_split,
+    judged_splits,
     load_labelled,
     load_masked,
     placed_mask,
@@ -149,14 +149,20 @@ def test_a_category_that_the_model_does_not_know_is_named(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    "splits, judged", [(("train",), "train"), (("train", "val"), "val"), (("train", "val", "test"), "test")]
+    "splits, judged",
+    [
+        (("train",), ("train",)),
+        (("train", "val"), ("val",)),
+        (("train", "val", "test"), ("test",)),
+        (("train", "test-film", "test", "testing", ".test-hidden"), ("test", "test-film")),
+    ],
 )
-def test_a_model_is_judged_on_the_test_split_or_the_best_there_is(
-    tmp_path: Path, splits: tuple[str, ...], judged: str
+def test_a_model_is_judged_on_the_test_splits_or_the_best_there_is(
+    tmp_path: Path, splits: tuple[str, ...], judged: tuple[str, ...]
 ) -> None:
     for split in splits:
         (tmp_path / split).mkdir()
-    assert judged_split(tmp_path) == judged
+    assert judged_splits(tmp_path) == judged
 
 
 # Scenes with masks

@@ -23,8 +23,8 @@ def values(metrics: list[Metric]) -> dict[str, float]:
 
 
 def echo(samples: Samples) -> list[Outputs]:
-    """A model whose answer stands in the sample itself."""
-    return [(sample,) for sample in samples]
+    """A model whose answer stands in the sample itself; of a mask it is sure."""
+    return [(sample, np.ones(sample.shape, np.float32)) for sample in samples]
 
 
 def scene(truth: list[list[int]], answer: list[list[int]]) -> Example:
@@ -39,7 +39,12 @@ def test_accuracy_and_likelihood_are_those_of_the_hand_computed_example() -> Non
     probabilities = np.array([[0.7, 0.2, 0.1], [0.1, 0.6, 0.3], [0.5, 0.25, 0.25], [0.2, 0.2, 0.6]])
     found = values(classification_metrics(probabilities, np.array([0, 1, 2, 2]), "test"))
     # Three of four; -ln(0.7), -ln(0.6), -ln(0.25), -ln(0.6) are 0.3567, 0.5108, 1.3863, 0.5108.
-    assert found == {"accuracy": 0.75, "negative log likelihood": pytest.approx(0.6911, abs=1e-4)}
+    # Each answer is alone in its bin: |0.7 - 1|, |0.6 - 1| twice in one bin, |0.5 - 0|: (0.3 + 0.8 + 0.5) / 4.
+    assert found == {
+        "accuracy": 0.75,
+        "negative log likelihood": pytest.approx(0.6911, abs=1e-4),
+        "expected calibration error": 0.4,
+    }
 
 
 def test_a_truth_that_was_ruled_out_costs_much_but_not_infinitely() -> None:
@@ -51,7 +56,10 @@ def test_metrics_say_on_how_many_files_of_which_split() -> None:
     examples = [Example([np.array([0.9, 0.1], np.float32)], np.ones(1), 0)] * 3
     metrics = evaluate(echo, examples, "classify", 2, "val")
     assert {(metric.samples, metric.split) for metric in metrics} == {(3, "val")}
-    assert show(metrics) == "accuracy 1.0000 on 3 of val, negative log likelihood 0.1054 on 3 of val"
+    assert (
+        show(metrics) == "accuracy 1.0000 on 3 of val, negative log likelihood 0.1054 on 3 of val, "
+        "expected calibration error 0.1000 on 3 of val"
+    )
 
 
 def test_a_files_windows_are_weighted_as_the_service_does_it() -> None:
@@ -64,6 +72,7 @@ def test_a_files_windows_are_weighted_as_the_service_does_it() -> None:
     assert values(metrics) == {
         "accuracy": 1.0,
         "negative log likelihood": pytest.approx(-np.log(float(served[0])), abs=5e-5),
+        "expected calibration error": pytest.approx(1 - float(served[0]), abs=5e-5),
     }
 
 
@@ -95,7 +104,11 @@ def test_miou_and_pixel_accuracy_are_those_of_the_hand_computed_example() -> Non
     answer = [[0, 1, 1, 1], [0, 2, 2, 0]]
     # Without the void pixel: category 0 has 2 right of a union of 3, 1 has 2 of 4, 2 has 1 of 2. Right are 5 of 7.
     found = values(evaluate(echo, [scene(truth, answer)], "segment", 3, "test"))
-    assert found == {"mIoU": round((2 / 3 + 2 / 4 + 1 / 2) / 3, 4), "pixel accuracy": round(5 / 7, 4)}
+    assert found == {
+        "mIoU": round((2 / 3 + 2 / 4 + 1 / 2) / 3, 4),
+        "pixel accuracy": round(5 / 7, 4),
+        "expected calibration error": round(2 / 7, 4),
+    }
 
 
 def test_a_category_absent_from_truth_and_answer_has_no_part_in_the_mean() -> None:
@@ -112,6 +125,7 @@ def test_what_is_answered_on_void_does_not_count() -> None:
     assert values(evaluate(echo, [scene([[0, VOID]], [[0, 1]])], "segment", 2, "test")) == {
         "mIoU": 1.0,
         "pixel accuracy": 1.0,
+        "expected calibration error": 0.0,
     }
 
 
@@ -120,7 +134,11 @@ def test_pixels_are_counted_over_the_whole_split_not_averaged_over_pictures() ->
     small = scene([[1, 1]], [[0, 0]])
     # Category 0: 9 right of a union of 11; category 1: 1 of 3. By picture, the mean would be 0.5.
     found = values(evaluate(echo, [large, small], "segment", 2, "test"))
-    assert found == {"mIoU": round((9 / 11 + 1 / 3) / 2, 4), "pixel accuracy": round(10 / 12, 4)}
+    assert found == {
+        "mIoU": round((9 / 11 + 1 / 3) / 2, 4),
+        "pixel accuracy": round(10 / 12, 4),
+        "expected calibration error": round(2 / 12, 4),
+    }
 
 
 def test_masks_that_are_void_everywhere_are_refused() -> None:
