@@ -6,6 +6,11 @@ augment       samples -> samples                                  in training on
 architectures samples -> logits                                   the networks
 recipes       which network, on what, how
 train, runs   -> a checkpoint each epoch                          the loop is in trainer
+crossvalidate the same, each group of files held out once
+inspect       a network or a card -> its layers
 evaluate      a checkpoint or an ONNX file -> metrics
-export, graph a checkpoint -> model.onnx and card.json            compared with PyTorch, then published
+report        a checkpoint or an ONNX file -> a folder of PNG and JSON   drawn by figures
+calibrate     a checkpoint -> the temperature of its scores
+export        a checkpoint -> model.onnx and card.json            by graph and convert; then published
+pretrained    weights from elsewhere -> the same                  torchvision's, or a file at hand
 """

@@ -1,6 +1,7 @@
 """A training run on disk: a folder with a checkpoint, to go on from, to evaluate and to export."""
 
-from dataclasses import dataclass, replace
+import platform
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +9,19 @@ import torch
 from torch import nn
 
 from models.architectures import ARCHITECTURES
-from models.datasets import VOID, DatasetError, Example, load_labelled, load_masked, read_categories
+from models.datasets import VOID, DatasetError, Example, category_folders, load_labelled, load_masked, read_categories
 from models.graph import SERVED, Served
 from models.recipes import RECIPES, Recipe, Source
 from service.cards import ImagePreprocess, Preprocess, Task
 
 CHECKPOINT = "checkpoint.pt"
+_HELD_OUT = 1000  # files are enough to calibrate on
+_SPARED = 100  # files; of fewer, each is needed to learn from
 RECORDED = ("architecture", "epochs", "batch_size", "peak_rate", "seed")  # fields of a recipe that options change
+
+
+class TrainingError(Exception):
+    """Options that do not suit the task, the data or the run that is to be gone on with; the message says which."""
 
 
 @dataclass
@@ -28,6 +35,8 @@ class Run:
     averaged: dict[str, torch.Tensor]
     state: dict[str, Any]
     splits: dict[str, int]
+    history: list[dict[str, float]] = field(default_factory=list)  # of each epoch: figure by name
+    hardware: str = ""  # of the last epoch; older checkpoints do not say
 
     def served(self) -> Served:
         """The model with the averaged weights, between samples and outputs, in evaluation mode."""
@@ -39,7 +48,7 @@ class Run:
         """Written beside its place, then renamed: a stop at any moment leaves a whole checkpoint."""
         folder.mkdir(parents=True, exist_ok=True)
         part = folder / f"{CHECKPOINT}.part"
-        changed = {field: getattr(self.recipe, field) for field in RECORDED}
+        changed = {name: getattr(self.recipe, name) for name in RECORDED}
         torch.save(
             {
                 "recipe": self.recipe.name,
@@ -54,6 +63,8 @@ class Run:
                 "averaged": self.averaged,
                 "state": self.state,
                 "splits": self.splits,
+                "history": self.history,
+                "hardware": self.hardware,
             },
             part,
         )
@@ -75,7 +86,60 @@ class Run:
             palette=held["palette"],
         )
         kept = ("categories", "epochs_done", "seconds", "averaged", "state", "splits")
-        return cls(recipe=recipe, **{field: held[field] for field in kept})
+        later = {"history": held.get("history", []), "hardware": held.get("hardware", "")}
+        return cls(recipe=recipe, **{name: held[name] for name in kept}, **later)
+
+
+def split_examples(
+    data: Path,
+    task: Task,
+    categories: tuple[str, ...],
+    preprocess: Preprocess,
+    ignore_index: int = VOID,
+) -> tuple[list[Example], list[Example]]:
+    """What is learnt from, and what watches and calibrates it: train and val. Where there is no val, a fiftieth to a
+    tenth of train is kept from learning instead, about a thousand files; nothing of fewer than a hundred."""
+    examples = load_examples(data, "train", task, categories, preprocess, ignore_index)
+    if (data / "val").is_dir():
+        return examples, load_examples(data, "val", task, categories, preprocess, ignore_index)
+    if len(examples) < _SPARED:
+        return examples, []
+    every = min(50, max(10, len(examples) // _HELD_OUT))
+    kept = [example for index, example in enumerate(examples) if index % every != every // 2]
+    return kept, examples[every // 2 :: every]
+
+
+def hardware() -> str:
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    return f"{torch.get_num_threads()} CPU threads, {platform.machine()}"
+
+
+def categories_of(recipe: Recipe, data: Path) -> tuple[str, ...]:
+    """The recipe's own order of the categories if ``data`` holds no others, else those of its folders."""
+    if recipe.task == "segment":
+        return read_categories(data)
+    found = category_folders(data / "train")
+    if len(found) < 2:
+        raise DatasetError(f"{data}/train holds one category, {found[0]!r}; there is nothing to tell it from")
+    return recipe.categories if recipe.categories and set(found) <= set(recipe.categories) else found
+
+
+def require_same(begun: Run, recipe: Recipe, categories: tuple[str, ...], folder: Path) -> None:
+    """A run goes on as it was begun: its schedule, its network and its data are laid out for that."""
+    fields = ("name", *RECORDED, "options", "preprocess", "source")
+    before = {name: getattr(begun.recipe, name) for name in fields} | {"categories": begun.categories}
+    now = {name: getattr(recipe, name) for name in fields} | {"categories": categories}
+    for name in before:
+        if before[name] != now[name]:
+            raise TrainingError(
+                f"{folder} was begun with {name} {_plain(before[name])}, now it is {_plain(now[name])}; "
+                "state what it was begun with to go on, or begin another run (--run)"
+            )
+
+
+def _plain(value: Any) -> str:
+    return value.name if isinstance(value, Source) else repr(value)
 
 
 def build_network(recipe: Recipe, num_categories: int) -> nn.Module:

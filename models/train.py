@@ -8,9 +8,7 @@ one that was not (on the same hardware).
 
 import argparse
 import colorsys
-import math
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,42 +16,45 @@ from typing import Any
 import torch
 
 from models.architectures import ARCHITECTURES
-from models.architectures.fcn import FCN
-from models.datasets import VOID, DatasetError, category_folders, read_categories
+from models.architectures.fcn import Segmenter
+from models.datasets import VOID, DatasetError, read_categories
 from models.evaluate import evaluate, show, torch_predict
 from models.graph import SERVED
+from models.options import rate, within
 from models.recipes import RECIPES, Recipe, Source
-from models.runs import CHECKPOINT, RECORDED, Run, build_network, load_examples
+from models.report import of_run, write_report
+from models.runs import (
+    CHECKPOINT,
+    RECORDED,
+    Run,
+    TrainingError,
+    build_network,
+    categories_of,
+    require_same,
+    split_examples,
+)
 from models.trainer import Trainer
 from service.cards import AudioPreprocess, ImagePreprocess, VideoPreprocess
 
-_VALIDATED = 500  # files of the training split that watch an epoch's progress where there is no validation split
 _FEW_STEPS = 100  # with fewer, a network that starts from nothing has hardly begun
 
 
-class TrainingError(Exception):
-    """Options that do not suit the task, the data or the run that is to be gone on with; the message says which."""
-
-
-def train(recipe: Recipe, data: Path, folder: Path, ignore_index: int = VOID) -> Run:
-    """Trains ``recipe`` on ``data`` until its last epoch, from the checkpoint in ``folder`` if there is one.
+def train(recipe: Recipe, data: Path, folder: Path, ignore_index: int = VOID, report: Path | None = None) -> Run:
+    """Trains ``recipe`` on ``data`` until its last epoch, from the checkpoint in ``folder`` if there is one; then
+    writes what came of it into the folder ``report``, judged as the epochs are.
 
     Raises ``DatasetError`` for the data, and ``TrainingError`` where recipe, data and checkpoint do not go together.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    categories = _categories(recipe, data)
+    categories = categories_of(recipe, data)
     begun = Run.load(folder) if (folder / CHECKPOINT).is_file() else None
     if begun:
-        _require_same(begun, recipe, categories, folder)
-    splits = {split: _count(data / split) for split in ("train", "val", "test") if (data / split).is_dir()}
-    _require_fit(recipe, len(categories), splits.get("train", 0))
-    examples = load_examples(data, "train", recipe.task, categories, recipe.preprocess, ignore_index)
-    watched_split = "val" if (data / "val").is_dir() else "train"
-    watched = (
-        load_examples(data, "val", recipe.task, categories, recipe.preprocess, ignore_index)
-        if watched_split == "val"
-        else examples[:: max(1, len(examples) // _VALIDATED)]
-    )
+        require_same(begun, recipe, categories, folder)
+    _require_fit(recipe, len(categories), _count(data / "train"))
+    examples, watched = split_examples(data, recipe.task, categories, recipe.preprocess, ignore_index)
+    splits = {"train": len(examples)} | ({"val": len(watched)} if watched else {})
+    if (data / "test").is_dir():
+        splits["test"] = _count(data / "test")
     trainer = Trainer(recipe, categories, examples, device)
     if begun:
         if begun.splits["train"] != splits["train"]:
@@ -69,40 +70,19 @@ def train(recipe: Recipe, data: Path, folder: Path, ignore_index: int = VOID) ->
             f"{len(examples)} files make {steps} steps in all, which is few: state more --epochs or less --batch-size"
         )
     run = trainer.run(splits)
+    judged, split = (watched, "val") if watched else (examples, "train")
     while trainer.epochs_done < recipe.epochs:
         trainer.epoch()
         served = trainer.run(splits).served().to(device)
         run = trainer.run(splits)  # after served(), which draws weights: dropout goes on from torch's generator
         run.save(folder)
-        metrics = evaluate(torch_predict(served, device), watched, recipe.task, len(categories), watched_split)
+        metrics = evaluate(torch_predict(served, device), judged, recipe.task, len(categories), split)
+        run.history[-1] |= {metric.name: metric.value for metric in metrics}
+        run.save(folder)
         print(f"epoch {run.epochs_done}/{recipe.epochs}: {show(metrics)}; {_time_left(run)}", flush=True)
+    if report:
+        write_report(of_run(run), torch_predict(run.served().to(device), device), judged, split, report)
     return run
-
-
-def _categories(recipe: Recipe, data: Path) -> tuple[str, ...]:
-    if recipe.task == "segment":
-        return read_categories(data)
-    found = category_folders(data / "train")
-    if len(found) < 2:
-        raise DatasetError(f"{data}/train holds one category, {found[0]!r}; there is nothing to tell it from")
-    return recipe.categories if recipe.categories and set(found) <= set(recipe.categories) else found
-
-
-def _require_same(begun: Run, recipe: Recipe, categories: tuple[str, ...], folder: Path) -> None:
-    """A run goes on as it was begun: its schedule, its network and its data are laid out for that."""
-    fields = ("name", *RECORDED, "options", "preprocess", "source")
-    before = {field: getattr(begun.recipe, field) for field in fields} | {"categories": begun.categories}
-    now = {field: getattr(recipe, field) for field in fields} | {"categories": categories}
-    for field in before:
-        if before[field] != now[field]:
-            raise TrainingError(
-                f"{folder} was begun with {field} {_plain(before[field])}, now it is {_plain(now[field])}; "
-                "state what it was begun with to go on, or begin another run (--run)"
-            )
-
-
-def _plain(value: Any) -> str:
-    return value.name if isinstance(value, Source) else repr(value)
 
 
 def _require_fit(recipe: Recipe, categories: int, files: int) -> None:
@@ -125,7 +105,7 @@ def _require_fit(recipe: Recipe, categories: int, files: int) -> None:
             logits = served.network(served.prepare(torch.empty(batch, *shape)))
     except (RuntimeError, ValueError, TypeError) as error:
         raise TrainingError(f"{complaint}: {error}") from error
-    if logits.shape != expected or (recipe.task == "segment" and not isinstance(served.network, FCN)):
+    if logits.shape != expected or (recipe.task == "segment" and not isinstance(served.network, Segmenter)):
         raise TrainingError(f"{complaint}: it answers {tuple(logits.shape)} where {expected} belongs")
 
 
@@ -170,24 +150,6 @@ def _spread_colours(count: int) -> tuple[tuple[int, int, int], ...]:
     return tuple((round(red * 255), round(green * 255), round(blue * 255)) for red, green, blue in channels)
 
 
-def within(low: int, high: int) -> Callable[[str], int]:
-    """An option's type: a whole number from ``low`` to ``high``."""
-
-    def parse(text: str) -> int:
-        if not text.isdecimal() or not low <= int(text) <= high:
-            raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from {low} to {high}")
-        return int(text)
-
-    return parse
-
-
-def _rate(text: str) -> float:
-    with suppress(ValueError):
-        if 0 < float(text) < math.inf:
-            return float(text)
-    raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Train a model; after a stop, the same command goes on.")
     parser.add_argument("recipe", choices=sorted(RECIPES))
@@ -197,7 +159,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--run", type=Path, help="where the checkpoint is kept (default: runs/RECIPE)")
     parser.add_argument("--epochs", type=within(1, 100_000))
     parser.add_argument("--batch-size", type=within(1, 100_000))
-    parser.add_argument("--peak-rate", type=_rate, help="the highest learning rate of the cycle")
+    parser.add_argument("--peak-rate", type=rate, help="the highest learning rate of the cycle")
     parser.add_argument("--seed", type=within(0, 2**32 - 1))
     parser.add_argument("--architecture", choices=sorted(ARCHITECTURES), help="another network for the task")
     parser.add_argument(
@@ -214,7 +176,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     folder = arguments.run or Path("runs") / arguments.recipe
     try:
         recipe = adapted(RECIPES[arguments.recipe], arguments.data, arguments)
-        run = train(recipe, arguments.data, folder, arguments.ignore_index)
+        run = train(recipe, arguments.data, folder, arguments.ignore_index, report=folder / "report")
     except DatasetError as error:
         raise SystemExit(f"the data cannot be used: {error}") from error
     except TrainingError as error:
@@ -222,7 +184,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt as stop:
         raise SystemExit(f"\nstopped; the same command goes on after the last whole epoch in {folder}") from stop
     hours = run.seconds / 3600
-    print(f"trained {run.recipe.name}: {run.epochs_done} epochs in {hours:.2f} hours, in {folder}")
+    print(f"trained {run.recipe.name}: {run.epochs_done} epochs in {hours:.2f} hours, in {folder}; see {folder}/report")
     print(f"next: python -m models.evaluate {folder} --data {arguments.data}")
     print(f"      python -m models.export {folder} --data {arguments.data} --repository FOLDER")
 

@@ -26,12 +26,13 @@ SCENE = ("ground", "sky")  # masks 0 and 1
 # What makes the bundled recipes small. The average is short, as a few steps have to show in it.
 _SMALL: dict[Task, dict[str, Any]] = {
     "classify": {
+        "architecture": "resnet_cifar",
         "options": {"depth": 8, "width": 4},
         "preprocess": ImagePreprocess(resize="crop", sizes=((16, 16),), shorter_side=16),
         "peak_rate": 0.1,
     },
     "segment": {
-        "options": {"widths": (8, 8, 8, 16), "layers": (1, 1, 1, 1)},
+        "options": {"widths": (8, 8, 16), "dilations": (1, 2)},
         "preprocess": ImagePreprocess(resize="pad", sizes=((48, 64), (64, 48))),
         "crop": (32, 40),
         "peak_rate": 2e-2,

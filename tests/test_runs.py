@@ -3,19 +3,19 @@
 import dataclasses
 from itertools import pairwise
 from pathlib import Path
-from typing import cast
 
 import numpy as np
 import pytest
 import torch
 
 from models.datasets import DatasetError
-from models.recipes import RECIPES, Source
+from models.graph import SERVED
+from models.recipes import Source
 from models.runs import CHECKPOINT, Run, build_network, load_examples
 from service.cards import ImagePreprocess, Task
 from tests.folders import SCENE, small_recipe, write_data
 
-TASKS = cast(tuple[Task, ...], tuple(RECIPES))
+TASKS = tuple(SERVED)
 CATEGORIES = ("one", "two", "three")
 
 
