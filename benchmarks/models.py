@@ -27,14 +27,13 @@ def milliseconds(model: StoredModel) -> float:
 
 def row(model: StoredModel) -> str:
     card = model.card
-    metric = card.metrics[0]
     return " | ".join(
         [
             f"| `{card.key}`",
             f"`/{card.task}`",
             f"{card.architecture}",
             f"{card.dataset.name}",
-            f"{metric.name} {metric.value:.2%} on {metric.samples:,} of {metric.split}",
+            _measured(card),
             f"{card.complexity.parameters / 1e6:.2f} M",
             f"{card.complexity.macs / 1e6:,.0f} M",
             f"{_megabytes(card):.1f} MB",
@@ -42,6 +41,13 @@ def row(model: StoredModel) -> str:
             f"{card.training.hours:.2f} h |",
         ]
     )
+
+
+def _measured(card: ModelCard) -> str:
+    """The first metric, on each split."""
+    name = card.metrics[0].name
+    found = [metric for metric in card.metrics if metric.name == name]
+    return f"{name} " + ", ".join(f"{metric.value:.2%} ({metric.samples:,} of {metric.split})" for metric in found)
 
 
 def _megabytes(card: ModelCard) -> float:
