@@ -2,6 +2,7 @@
 # make test             ruff, mypy, pytest: everything, as CI runs it
 # make train DATA=…     all recipes, one after the other, from folders made by `python -m models.fetch`
 # make export           publishes what `make train` made, as new versions (REPOSITORY=, by default the bundled one)
+# make crossvalidate    each speaker of the digits and each fold of ESC-10 held out once, and the means
 # make format           lets ruff mend what it can
 .DEFAULT_GOAL := serve
 SHELL := /bin/bash
@@ -11,7 +12,7 @@ BIN := $(VENV)/bin
 DATA ?= data
 REPOSITORY ?= models/repository
 
-.PHONY: serve test train export format clean
+.PHONY: serve test train export crossvalidate format clean
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or later is needed; name it: make PYTHON=python3.11"; exit 1; }
@@ -42,14 +43,20 @@ format: $(VENV)/dev.stamp
 train: $(VENV)/dev.stamp
 	$(BIN)/python -m models.train classify --data $(DATA)/cifar10
 	$(BIN)/python -m models.train segment --data $(DATA)/camvid
-	$(BIN)/python -m models.train audio --data $(DATA)/fsdd
+	$(BIN)/python -m models.train audio --data $(DATA)/digits
+	$(BIN)/python -m models.train sounds --data $(DATA)/esc10
 	$(BIN)/python -m models.train video --data $(DATA)/camera_motion
 
 export: $(VENV)/dev.stamp
 	$(BIN)/python -m models.export runs/classify --data $(DATA)/cifar10 --name cifar10 --default --repository $(REPOSITORY)
 	$(BIN)/python -m models.export runs/segment --data $(DATA)/camvid --name camvid --default --repository $(REPOSITORY)
-	$(BIN)/python -m models.export runs/audio --data $(DATA)/fsdd --name digits --default --repository $(REPOSITORY)
+	$(BIN)/python -m models.export runs/audio --data $(DATA)/digits --name digits --default --repository $(REPOSITORY)
+	$(BIN)/python -m models.export runs/sounds --data $(DATA)/esc10 --name sounds --repository $(REPOSITORY)
 	$(BIN)/python -m models.export runs/video --data $(DATA)/camera_motion --name camera-motion --default --repository $(REPOSITORY)
+
+crossvalidate: $(VENV)/dev.stamp
+	$(BIN)/python -m models.crossvalidate audio --data $(DATA)/digits
+	$(BIN)/python -m models.crossvalidate sounds --data $(DATA)/esc10
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache *.egg-info build dist

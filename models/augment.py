@@ -69,24 +69,97 @@ def vary_light(pictures: Tensor, generator: torch.Generator, strength: float = 0
     return ((pictures.float() - grey) * gain * tint + grey + offset).clamp(0, 255)
 
 
-def disturb_sound(sounds: Tensor, generator: torch.Generator, shift: float = 0.15) -> Tensor:
-    """(N, 1, T): shifted in time by up to ``shift`` of the window, played up to 12% faster or slower, at another gain,
-    with noise 10 to 50 dB below it, and a first-order tilt of the spectrum, as microphones have."""
+def disturb_sound(sounds: Tensor, generator: torch.Generator, shift: float = 0.2) -> Tensor:
+    """(N, 1, T), full scale being 1, as rooms and microphones have it: shifted by up to ``shift`` of the window, played
+    up to 20% faster or slower, which is also another voice, and louder or softer. Half of them come through a room and
+    a microphone, half over noise, a quarter over a murmur of other sounds, and a few are clipped: most are disturbed in
+    one way or two, and some in none, as they are in use."""
+    sounds = _replay(sounds, generator, shift)
+    sounds = _some(0.5, _microphone(sounds, generator), sounds, generator)
+    loudness = sounds.square().mean(dim=2, keepdim=True).sqrt()
+    murmur = _at_loudness(sounds.roll(1, dims=0).flip(2), loudness)  # backwards no word is a word
+    noise = _at_loudness(_noise(sounds, generator), loudness)
+    sounds = _some(0.25, sounds + _below(murmur, (5, 40), generator), sounds, generator)
+    sounds = _some(0.5, sounds + _below(noise, (0, 40), generator), sounds, generator)
+    peak = sounds.abs().amax(dim=2, keepdim=True)
+    rail = peak * _each(sounds, (0.3, 8), generator)  # clips one sound in eleven
+    return sounds.clamp(-rail, rail) * 10 ** (_each(sounds, (-40, 6), generator) / 20)
+
+
+def mix_sounds(
+    sounds: Tensor, targets: Tensor, categories: int, generator: torch.Generator, share: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    """(N, 1, T), (N): ``share`` of the sounds mixed with their neighbours, and how much of each category is in them,
+    (N, categories). As they sound equally loud where there is half of each (Tokozume et al. 2018, "Learning from
+    between-class examples for deep sound recognition", equation 2)."""
+    ratio = _each(sounds, (0, 1), generator)
+    ratio = torch.where(_each(sounds, (0, 1), generator) < share, ratio, 1).clamp(1e-3, 1)
+    one_hot = F.one_hot(targets, categories).float()
+    loudness = sounds.square().mean(dim=2, keepdim=True).sqrt().clamp(min=1e-6)
+    gain = 1 / (1 + loudness / loudness.roll(1, dims=0) * (1 - ratio) / ratio)
+    mixed = gain * sounds + (1 - gain) * sounds.roll(1, dims=0)
+    part = ratio[:, :, 0]
+    return mixed / (gain.square() + (1 - gain).square()).sqrt(), part * one_hot + (1 - part) * one_hot.roll(1, dims=0)
+
+
+def _replay(sounds: Tensor, generator: torch.Generator, shift: float) -> Tensor:
+    count, _, length = sounds.shape
+    speed = _each(sounds, (0.8, 1.2), generator)[:, 0, 0]
+    theta = torch.zeros(count, 2, 3, device=sounds.device)
+    theta[:, 0, 0], theta[:, 1, 1] = speed, 1
+    theta[:, 0, 2] = 2 * shift * _each(sounds, (-1, 1), generator)[:, 0, 0]
+    grid = F.affine_grid(theta, [count, 1, 1, length], align_corners=False)
+    return F.grid_sample(sounds[:, :, None], grid, padding_mode="zeros", align_corners=False)[:, :, 0]
+
+
+def _microphone(sounds: Tensor, generator: torch.Generator) -> Tensor:
+    """Through one filter each: an echo that dies away, of noise after the direct sound (Polack 1988), and gains of up
+    to 8 dB either way at a few frequencies; some lose what is low or high, as by a small speaker or a lower sample
+    rate."""
     count, _, length = sounds.shape
     device = sounds.device
-    speed = 1 + 0.12 * _between(count, (-1, 1), generator, device)
-    moved = 2 * shift * _between(count, (-1, 1), generator, device)
-    theta = torch.zeros(count, 2, 3, device=device)
-    theta[:, 0, 0], theta[:, 0, 2], theta[:, 1, 1] = speed, moved, 1
-    grid = F.affine_grid(theta, [count, 1, 1, length], align_corners=False)
-    sounds = F.grid_sample(sounds[:, :, None], grid, padding_mode="zeros", align_corners=False)[:, :, 0]
-    tilt = _between(count, (-0.6, 0.6), generator, device)[:, None, None]
-    sounds = sounds - tilt * F.pad(sounds, (1, 0))[:, :, :-1]
-    loudness = sounds.square().mean(dim=2, keepdim=True).sqrt()
-    below = 10 ** (-_between(count, (10, 50), generator, device)[:, None, None] / 20)
-    noise = torch.randn(sounds.shape, generator=generator, device=device)
-    gain = 10 ** (_between(count, (-20, 6), generator, device)[:, None, None] / 20)
-    return (sounds + noise * loudness * below) * gain
+    times = torch.arange(1, length // 4 + 1, device=device) / (length // 4)  # of a quarter of the window
+    decay = torch.exp(-times / _each(sounds, (0.02, 0.3), generator))
+    echo = decay * torch.randn(count, 1, len(times), generator=generator, device=device)
+    strength = _each(sounds, (-0.7, 0.7), generator).clamp(min=0)  # half of the rooms are dry
+    echo = echo * strength / echo.square().sum(dim=2, keepdim=True).sqrt()
+    size = length + len(times)  # long enough that what the filter adds does not come round
+    response = 1 + torch.fft.rfft(F.pad(echo, (1, 0)), size)
+    knots = torch.rand(count, 1, 8, generator=generator, device=device) * 16 - 8
+    gain_db = F.interpolate(knots, response.shape[2], mode="linear", align_corners=True)
+    frequencies = torch.linspace(0, 1, response.shape[2], device=device)  # of the highest that the rate can hold
+    low, high = _each(sounds, (-0.1, 0.1), generator), _each(sounds, (0.45, 1.8), generator)
+    kept = torch.sigmoid((frequencies - low) * 200) * torch.sigmoid((high - frequencies) * 40)
+    response = response * 10 ** (gain_db / 20) * kept
+    filtered: Tensor = torch.fft.irfft(torch.fft.rfft(sounds, size) * response, size)[:, :, :length]
+    return filtered
+
+
+def _noise(sounds: Tensor, generator: torch.Generator) -> Tensor:
+    """Noise in the shape of ``sounds`` whose power goes with frequency to the power of 0.5 to -2: blue to brown."""
+    spectrum = torch.fft.rfft(torch.randn(sounds.shape, generator=generator, device=sounds.device))
+    frequencies = torch.arange(spectrum.shape[2], device=sounds.device).clamp(min=max(1, spectrum.shape[2] // 100))
+    colour = frequencies ** _each(sounds, (-1, 0.25), generator)
+    noise: Tensor = torch.fft.irfft(spectrum * colour, sounds.shape[2])
+    return noise
+
+
+def _at_loudness(sounds: Tensor, loudness: Tensor) -> Tensor:
+    return sounds * loudness / sounds.square().mean(dim=2, keepdim=True).sqrt().clamp(min=1e-9)
+
+
+def _some(share: float, changed: Tensor, sounds: Tensor, generator: torch.Generator) -> Tensor:
+    """(N, 1, T): by chance the changed ones, as many as ``share`` of them."""
+    return torch.where(_each(sounds, (0, 1), generator) < share, changed, sounds)
+
+
+def _below(sounds: Tensor, decibels: tuple[float, float], generator: torch.Generator) -> Tensor:
+    return sounds * 10 ** (-_each(sounds, decibels, generator) / 20)
+
+
+def _each(samples: Tensor, bounds: tuple[float, float], generator: torch.Generator) -> Tensor:
+    """A number for each of the samples (N, 1, T), to multiply them with: (N, 1, 1)."""
+    return _between(samples.shape[0], bounds, generator, samples.device)[:, None, None]
 
 
 def turn_motion(
@@ -98,6 +171,21 @@ def turn_motion(
         clips = torch.where(chosen[:, None, None, None, None], clips.flip(axis), clips)
         targets = torch.where(chosen, _renaming(categories, renamed, targets.device)[targets], targets)
     return clips, targets
+
+
+def reframe(clips: Tensor, generator: torch.Generator, smallest: float = 0.75) -> Tensor:
+    """(N, T, H, W, 3), 0 to 255: each clip cut down to ``smallest`` of its sides or more, the same in all frames, and
+    enlarged to its size again."""
+    count, frames, height, width, _ = clips.shape
+    share = _between(count, (smallest, 1), generator, clips.device)
+    theta = torch.zeros(count, 2, 3, device=clips.device)
+    for axis in (0, 1):
+        theta[:, axis, axis] = share
+        theta[:, axis, 2] = (1 - share) * _between(count, (-1, 1), generator, clips.device)
+    planes = clips.permute(0, 1, 4, 2, 3).reshape(count, frames * 3, height, width).float()
+    grid = F.affine_grid(theta, list(planes.shape), align_corners=False)
+    cut = F.grid_sample(planes, grid, padding_mode="border", align_corners=False)
+    return cut.view(count, frames, 3, height, width).permute(0, 1, 3, 4, 2)
 
 
 def _renaming(categories: tuple[str, ...], pairs: dict[str, str], device: torch.device) -> Tensor:

@@ -4,6 +4,8 @@
     python -m models.fetch NAME --archive FILE                   from an archive at hand
     python -m models.fetch all --archives FOLDER                 from a folder of them
 
+``digits`` and ``camera-motion`` are made out of what the others bring.
+
 What is laid out already is left as it is.
 """
 
@@ -24,7 +26,8 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from models.camera_motion import render_data_set
+from models.background import write_background
+from models.camera_motion import Split, list_photos, render_data_set, split_photos
 
 VOID_IN_CAMVID, VOID = 11, 255
 CAMVID_CATEGORIES = [
@@ -43,7 +46,9 @@ CAMVID_CATEGORIES = [
 DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 TEST_TAKES = range(5)  # the data set's own split: the first five takes of each digit and speaker are the test
 TEST_FOLD = "5"
-CLIPS = {"train": 5000, "val": 500, "test": 2000}
+CLIPS = {"train": 6000, "val": 500, "test": 2000, "test-camvid": 500, "test-footage": 200}
+PIECES = 2  # of each environmental sound, as background to the digits
+NOISES_OF_A_KIND = {"train": 30, "test-background": 10}
 _BLOCK = 1 << 20
 
 
@@ -249,18 +254,42 @@ DATA_SETS: dict[str, DataSet] = {
     ),
 }
 CAMERA_MOTION = "camera-motion"
+SPOKEN_DIGITS = "digits"
+PARTS = {SPOKEN_DIGITS: ("fsdd", "esc10"), CAMERA_MOTION: ("photos", "camvid")}  # what they are made of
 
 
-def render_camera_motion(to: Path, archive: Path | None, clips: dict[str, int], processes: int) -> Path:
-    """The camera-motion clips, rendered from the photographs; goes on where it was stopped."""
-    photos = fetch("photos", to, archive)
-    render_data_set(photos, to / "camera_motion", clips, processes=processes)
-    return to / "camera_motion"
+def render_camera_motion(to: Path, archives: Path | None, clips: dict[str, int], processes: int) -> Path:
+    """Clips rendered from the photographs, and those of ``test-camvid`` from CamVid's test frames; ``test-footage`` has
+    the photographs of ``test``, but larger frames and all of a camera's. Goes on where it was stopped."""
+    place = to / "camera_motion"
+    photos, camvid = (fetch(name, to, _at_hand(archives, DATA_SETS[name])) for name in PARTS[CAMERA_MOTION])
+    shares = split_photos(list_photos(photos), seed=0)
+    shares |= {"test-camvid": list_photos(camvid / "test/images"), "test-footage": shares["test"]}
+    splits = {name: Split(shares[name], count, as_filmed=name == "test-footage") for name, count in clips.items()}
+    render_data_set(splits, place, processes=processes)
+    return place
+
+
+def make_spoken_digits(to: Path, archives: Path | None = None) -> Path:
+    """The Free Spoken Digit Dataset's own split, and what is no digit: ``train/background``, of ESC-10's folds 1 to 4
+    and noises, and ``test-background``, of its fold 5 and other noises. Whole or not at all."""
+    place = to / SPOKEN_DIGITS
+    if place.is_dir():
+        return place
+    fsdd, esc10 = (fetch(name, to, _at_hand(archives, DATA_SETS[name])) for name in PARTS[SPOKEN_DIGITS])
+    with tempfile.TemporaryDirectory(dir=to, prefix=f".{SPOKEN_DIGITS}-") as work:
+        part = Path(work) / SPOKEN_DIGITS
+        shutil.copytree(fsdd, part)
+        for sounds, split, seed in (("train", "train", 1), ("test", "test-background", 2)):
+            paths = list((esc10 / sounds).glob("*/*.ogg"))
+            write_background(paths, part / split / "background", PIECES, NOISES_OF_A_KIND[split], seed)
+        part.rename(place)
+    return place
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="Fetch a public data set and lay it out as folders.")
-    parser.add_argument("name", choices=[*DATA_SETS, CAMERA_MOTION, "all"])
+    parser.add_argument("name", choices=[*DATA_SETS, *PARTS, "all"])
     parser.add_argument("--to", type=Path, default=Path("data"), help="where data sets are laid out (default: data)")
     parser.add_argument("--archive", type=Path, help="a local archive instead of the download")
     parser.add_argument("--archives", type=Path, help="a folder of local archives; what it lacks is downloaded")
@@ -268,17 +297,23 @@ def main() -> None:
     for split, count in CLIPS.items():
         parser.add_argument(f"--{split}", type=int, default=count, help=f"camera-motion: {split} clips ({count})")
     arguments = parser.parse_args()
-    names = [*DATA_SETS, CAMERA_MOTION] if arguments.name == "all" else [arguments.name]
-    clips = {split: getattr(arguments, split) for split in CLIPS}
+    names = [*DATA_SETS, *PARTS] if arguments.name == "all" else [arguments.name]
+    clips = {split: vars(arguments)[split.replace("-", "_")] for split in CLIPS}
     with _explained():
         for name in names:
-            data_set = DATA_SETS["photos" if name == CAMERA_MOTION else name]
-            archive = arguments.archive or _at_hand(arguments.archives, data_set)
-            if name == CAMERA_MOTION:
-                place = render_camera_motion(arguments.to, archive, clips, arguments.processes)
+            parts = PARTS.get(name, (name,))
+            if arguments.archive and len(parts) > 1:
+                raise FetchError(
+                    f"{name} is made of {' and '.join(parts)}; give a folder of both archives (--archives)"
+                )
+            if name == SPOKEN_DIGITS:
+                place = make_spoken_digits(arguments.to, arguments.archives)
+            elif name == CAMERA_MOTION:
+                place = render_camera_motion(arguments.to, arguments.archives, clips, arguments.processes)
             else:
+                archive = arguments.archive or _at_hand(arguments.archives, DATA_SETS[name])
                 place = fetch(name, arguments.to, archive)
-            print(f"{name}: {place} ({data_set.licence})")
+            print(f"{name}: {place} ({', '.join(DATA_SETS[part].licence for part in parts)})")
 
 
 def _at_hand(folder: Path | None, data_set: DataSet) -> Path | None:

@@ -106,7 +106,7 @@ ALEXNET = Recipe(
     task="classify",
     description="What is in a picture, as AlexNet sees it: one of CIFAR-10's ten kinds of animals and vehicles.",
     architecture="alexnet_cifar",
-    options={"hidden": 64},
+    options={"hidden": 40},
     preprocess=ImagePreprocess(resize="crop", sizes=((32, 32),), shorter_side=32),
     source=CIFAR_10,
     epochs=16,

@@ -10,12 +10,15 @@ from collections.abc import Iterator
 from http.server import HTTPServer, SimpleHTTPRequestHandler
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
 
 from models import fetch
+from models.background import NOISES
 from models.fetch import Content, FetchError
+from tests.folders import sound_wav
 
 CIFAR10 = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 RECORDINGS = {f"{digit}_{speaker}_{take}.wav" for digit in (0, 7) for speaker in ("ann", "bob") for take in (4, 5)}
@@ -157,17 +160,72 @@ def test_cifar10_of_folders_is_taken_as_it_is(monkeypatch: pytest.MonkeyPatch, t
     assert files_below(fetch.fetch("cifar10", tmp_path, archive)) == names
 
 
-def test_camera_motion_is_rendered_from_the_photographs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    accept(monkeypatch, "photos", Content("**/*.JPEG", 10))
-    noise = np.random.default_rng(0).integers(0, 256, (96, 96, 3), dtype=np.uint8)
+def jpeg_of_noise(seed: int) -> bytes:
+    noise = np.random.default_rng(seed).integers(0, 256, (96, 96, 3), dtype=np.uint8)
     with io.BytesIO() as file:
         Image.fromarray(noise).save(file, "JPEG")
-        archive = archive_of({f"images-master/n{i}_thing.JPEG": file.getvalue() for i in range(10)}, tmp_path / "p.tar")
-    place = fetch.render_camera_motion(tmp_path, archive, {"train": 2, "val": 0, "test": 1}, processes=1)
-    assert files_below(place) == {"train/static/00000.mp4", "train/pan left/00000.mp4", "test/static/00000.mp4"}
+        return file.getvalue()
+
+
+def test_camera_motion_is_rendered_from_photographs_and_street_scenes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    accept(monkeypatch, "photos", Content("**/*.JPEG", 10))
+    accept(monkeypatch, "camvid", Content("**/masks/*.png", 3))
+    photos = {f"images-master/n{index}_thing.JPEG": jpeg_of_noise(index) for index in range(10)}
+    scenes = {f"camvid/{split}/images/1.jpg": jpeg_of_noise(99) for split in ("train", "val", "test")}
+    masks = {f"camvid/{split}/masks/1.png": png([[0]]) for split in ("train", "val", "test")}
+    archive_of(photos, tmp_path / "archives/photos.tar")
+    archive_of(scenes | masks, tmp_path / "archives/camvid.tar")
+    counts = {"--train": 2, "--val": 0, "--test": 1, "--test-camvid": 1, "--test-footage": 1}
+    options = [str(word) for option in counts.items() for word in option]
+    arguments = ["--to", str(tmp_path / "data"), "--archives", str(tmp_path / "archives"), *options]
+    monkeypatch.setattr("sys.argv", ["fetch", "camera-motion", *arguments])
+    fetch.main()
+    clips = {"train/static/00000.mp4", "train/pan left/00000.mp4", "test/static/00000.mp4"}
+    clips |= {"test-camvid/static/00000.mp4", "test-footage/static/00000.mp4"}
+    assert files_below(tmp_path / "data/camera_motion") == clips
+    sizes = {}
+    for clip in clips:
+        with av.open(tmp_path / "data/camera_motion" / clip) as container:
+            stream = container.streams.video[0]
+            sizes[clip] = (min(stream.width, stream.height), stream.average_rate)
+    footage_side, footage_rate = sizes.pop("test-footage/static/00000.mp4")
+    assert footage_side == 360 and footage_rate is not None and 24 <= footage_rate <= 60
+    assert all(side <= 112 and rate == 8 for side, rate in sizes.values())
+
+
+@pytest.mark.usefixtures("small_fsdd")
+def test_digits_are_made_of_the_spoken_ones_and_of_a_background(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    accept(monkeypatch, "esc10", Content("**/??? - */*.ogg", 3))
+    monkeypatch.setattr(fetch, "NOISES_OF_A_KIND", {"train": 2, "test-background": 1})
+    sound = sound_wav(np.sin(np.arange(5 * 8000)))  # formats are recognised by their bytes
+    names = ("001 - Dog bark/1-10-A.ogg", "001 - Dog bark/5-20-B.ogg", "003 - Sea waves/4-5-A.ogg")
+    archive_of({f"ESC-10-master/{name}": sound for name in names}, tmp_path / "archives/esc10.tar")
+    archive_of(FSDD, tmp_path / "archives/fsdd.tar.xz", "w:xz")
+    place = fetch.make_spoken_digits(tmp_path / "data", tmp_path / "archives")
+    assert place == tmp_path / "data/digits"
+    found = files_below(place)
+    spoken = files_below(tmp_path / "data/fsdd")
+    assert len(spoken) == len(FSDD) and spoken <= found
+    assert (place / "test/zero/0_ann_4.wav").read_bytes() == b"0_ann_4.wav"
+    noises = {f"train/background/{kind}-1-{number}.wav" for kind in NOISES for number in range(2)}
+    noises |= {f"test-background/background/{kind}-2-0.wav" for kind in NOISES}
+    pieces = {f"train/background/{name}-{number}.wav" for name in ("1-10-A", "4-5-A") for number in range(2)}
+    pieces |= {f"test-background/background/5-20-B-{number}.wav" for number in range(2)}
+    assert found - spoken == noises | pieces
+    assert sorted(path.name for path in (tmp_path / "data").iterdir()) == ["digits", "esc10", "fsdd"]
 
 
 # --- what is refused ---
+
+
+def test_digits_cannot_be_made_of_one_archive(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("sys.argv", ["fetch", "digits", "--to", str(tmp_path), "--archive", "fsdd.tar.xz"])
+    with pytest.raises(SystemExit, match="digits is made of fsdd and esc10; give a folder of both"):
+        fetch.main()
 
 
 @pytest.mark.usefixtures("small_fsdd")
