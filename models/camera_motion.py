@@ -3,8 +3,8 @@
 The categories have the film maker's meaning: they name what the *camera* does, so the content of the picture does
 the opposite (pan left: content moves right; roll clockwise: content turns counter-clockwise).
 
-    category -> poses of the camera at sub-frame times -> the part of the photograph that it sees -> shots of it
-             -> foreground patches -> motion blur, noise, exposure, black bars -> frames (T,H,W,3) uint8 -> MP4
+    category -> poses of the camera at the times of frames -> layers: the part of a photograph that it sees, objects
+             cut out of another -> shots -> motion blur, exposure, noise, black bars -> frames (T,H,W,3) uint8 -> MP4
 """
 
 import math
@@ -24,10 +24,12 @@ Floats = NDArray[np.float64]
 Frames = NDArray[np.uint8]
 
 FRAME_RATE_HZ = 8
-N_FRAMES = 16  # 2 seconds
+SECONDS = 2
+SIZES = {(96, 128): 0.25, (80, 144): 0.35, (112, 112): 0.1, (128, 96): 0.1, (144, 80): 0.2}  # (H,W) px: how often
+FOOTAGE_RATES_HZ = (24, 25, 30, 50, 60)
+FOOTAGE_SIZES = {(360, 640): 0.5, (640, 360): 0.3, (360, 480): 0.2}
 PHOTO_SHORT_SIDE = 288  # pixels; larger photographs are reduced to it
-SIZES = {(96, 128): 0.5, (80, 144): 0.2, (112, 112): 0.15, (128, 96): 0.15}  # (H,W) in pixels: how often
-SPLITS = {"train": 0.8, "val": 0.1, "test": 0.1}  # share of the photographs
+SHARES = {"train": 0.8, "val": 0.1, "test": 0.1}  # of the photographs
 
 # A pose is (x, y, log scale, angle): the centre in pixels of the first frame along the camera's own axes, the natural
 # logarithm of photograph pixels per frame pixel (growing = zooming out), and radians (growing = clockwise).
@@ -47,25 +49,27 @@ CATEGORIES: dict[str, tuple[int, int] | None] = {
     "shake": None,
 }
 
-# From first to last frame, log-uniform: a share of the frame's width or height, a log scale, radians.
+# Within two seconds, log-uniform: a share of the frame's width or height, a log scale, radians.
 RANGES = {
-    X: (0.12, 0.60),
-    Y: (0.12, 0.60),
-    SCALE: (math.log(1.15), math.log(1.8)),
-    ANGLE: (math.radians(8), math.radians(50)),
+    X: (0.12, 0.90),
+    Y: (0.12, 0.90),
+    SCALE: (math.log(1.15), math.log(2.0)),
+    ANGLE: (math.radians(8), math.radians(60)),
 }
-DISTRACTOR = 0.15  # of the main motion at the edge of the frame, at most, for each other axis
-STATIC_TREMOR_PX = 0.4  # root mean square, at most
-MOVING_TREMOR_PX = 1.2
-SHAKE = (0.015, 0.055)  # root mean square as a share of the frame's width
+DISTRACTOR = 0.2  # of the main motion at the edge of the frame, at most, for each other axis
+# Root mean square as a share of the frame's shorter side; of a still and a moving camera, at most.
+STATIC_TREMOR = 0.006
+MOVING_TREMOR = 0.018
+SHAKE = (0.02, 0.075)
+TREMOR_HERTZ, SHAKE_HERTZ = (0.4, 4.0), (0.8, 5.0)
 
 
 @dataclass(frozen=True)
-class Patch:
-    """A foreground object: an RGBA picture with a soft elliptic mask, and its centre (K,2) in frame pixels."""
+class Layer:
+    """A picture, and for each shot the matrix (K,3,3) that takes a frame's pixels to its own, projectively."""
 
     picture: Image.Image
-    centres: Floats
+    matrices: Floats
 
 
 def render(
@@ -74,37 +78,42 @@ def render(
     rng: np.random.Generator,
     foreground: Image.Image | Frames | None = None,
     size: tuple[int, int] | None = None,
+    filmed_hz: int | None = None,
 ) -> Frames:
-    """Returns a clip of `category` as (T,H,W,3) uint8, T = 16 frames at 8 frames/s.
+    """Returns two seconds of `category` as (T,H,W,3) uint8: all frames of footage filmed at `filmed_hz` frames/s, or
+    by default the 16 that are on the screen at multiples of 1/8 s, of footage at any rate.
 
-    `photo` is RGB, any size; `foreground` another picture to cut moving objects from, in four clips of ten;
-    `size` is (H,W) in pixels, random by default. Raises ValueError for an unknown category.
+    `photo` is RGB, any size; `foreground` another picture to cut objects from, in half of the clips; `size` is (H,W)
+    in pixels, random by default. Raises ValueError for an unknown category.
     """
     if category not in CATEGORIES:
         raise ValueError(f"category is {category!r}, must be one of {', '.join(CATEGORIES)}")
-    height, width = size or _draw_size(rng)
+    size = size or draw_size(SIZES, rng)
+    frame_rate_hz = filmed_hz or FRAME_RATE_HZ
+    filmed_hz = filmed_hz or int(rng.choice([FRAME_RATE_HZ, 12, 15, *FOOTAGE_RATES_HZ]))
     blurred = rng.random() < 0.3
-    times = sample_times(sub_frames=4 if blurred else 1, shutter=rng.uniform(0.3, 0.9))
-    poses = plan_poses(category, times.ravel(), (height, width), rng)
-    source, placed = place(_as_picture(photo), poses, (height, width), rng)
-    source = grade(source, rng)
-    patches: list[Patch] = []
-    if foreground is not None and rng.random() < 0.4:
-        patches = list(cut_patches(_as_picture(foreground), poses, (height, width), rng))
+    times = sample_times(filmed_hz, frame_rate_hz, sub_frames=4 if blurred else 1, shutter=rng.uniform(0.3, 1))
+    poses = plan_poses(category, times.ravel(), size, rng)
+    # A camera that turns sees the sides of the picture move faster than its middle; one that travels does not.
+    focal_px = max(size) * (math.exp(rng.uniform(0, math.log(3))) if rng.random() < 0.5 else 1e6)
+    layers = [place(_as_picture(photo), poses, focal_px, size, rng)]
+    if foreground is not None and rng.random() < 0.5:
+        layers += cut_objects(_as_picture(foreground), poses, focal_px, size, rng)
     # Averaging hides the difference between the two filters, which is half the time of a blurred clip.
     resample = Image.Resampling.BILINEAR if blurred else Image.Resampling.BICUBIC
-    shots = np.stack(list(shoot(source, placed, patches, (height, width), resample)))
-    return develop(shots.reshape(*times.shape, height, width, 3), rng)
+    return np.stack(list(develop(shoot(layers, size, resample), times.shape, size, rng)))
 
 
-def sample_times(sub_frames: int, shutter: float) -> Floats:
-    """Times in seconds, (T,S): the shutter is open for the share `shutter` of a frame's time."""
-    starts = np.arange(N_FRAMES)[:, None]
-    return np.asarray((starts + shutter * np.arange(sub_frames) / sub_frames) / FRAME_RATE_HZ)
+def sample_times(filmed_hz: float, frame_rate_hz: float, sub_frames: int, shutter: float) -> Floats:
+    """Times in seconds, (T,S), when a camera of `filmed_hz` took the frames that a screen shows at multiples of
+    1 / `frame_rate_hz`; its shutter is open for the share `shutter` of a frame's time."""
+    shown = np.arange(SECONDS * frame_rate_hz)[:, None] / frame_rate_hz
+    taken = np.floor(shown * filmed_hz + 1e-6) / filmed_hz
+    return np.asarray(taken + shutter / filmed_hz * np.arange(sub_frames) / sub_frames)
 
 
 def plan_poses(category: str, times: Floats, size: tuple[int, int], rng: np.random.Generator) -> Floats:
-    """Poses (K,4) relative to a camera at rest, for K times in seconds."""
+    """Poses (K,4) relative to the middle of the camera's way, for K times in seconds."""
     height, width = size
     poses = np.zeros((len(times), 4))
     # What one unit of each axis moves at the edge of the frame, in pixels.
@@ -119,27 +128,28 @@ def plan_poses(category: str, times: Floats, size: tuple[int, int], rng: np.rand
         drift[axis] = 0
         poses += (times / times[-1])[:, None] * drift
         poses[:, axis] += sign * amount * ease(times, rng)
-        tremor_px = min(MOVING_TREMOR_PX, 0.08 * main_px) * rng.random() * (rng.random() < 0.6)
+        tremor_px = min(MOVING_TREMOR * min(size), 0.12 * main_px) * rng.random() * (rng.random() < 0.6)
     elif category == "shake":
-        tremor_px = width * rng.uniform(*SHAKE)
+        tremor_px = min(size) * rng.uniform(*SHAKE)
     else:
-        tremor_px = STATIC_TREMOR_PX * rng.random() * (rng.random() < 0.6)
-    hertz = (0.8, 4.0) if category == "shake" else (0.5, 2.5)
+        tremor_px = STATIC_TREMOR * min(size) * rng.random() * (rng.random() < 0.6)
+    hertz = SHAKE_HERTZ if category == "shake" else TREMOR_HERTZ
     # Hands move the picture sideways more than they turn it, and never change its scale.
     strengths = tremor_px * np.array([rng.uniform(0.6, 1), rng.uniform(0.6, 1), 0, rng.uniform(0, 0.4)]) / edge_px
     poses += np.stack([wobble(times, hertz, rng) for _ in range(4)], axis=1) * strengths
+    centres = poses[:, : Y + 1]  # a view
+    centres -= (centres.min(axis=0) + centres.max(axis=0)) / 2
     return poses
 
 
 def ease(times: Floats, rng: np.random.Generator) -> Floats:
     """Progress of a motion from 0 to 1 at `times` (K,): steady, accelerating, slowing down, late or stopping early."""
-    begin = rng.uniform(0, 0.35) if rng.random() < 0.3 else 0.0
-    end = rng.uniform(0.65, 1) if rng.random() < 0.3 else 1.0
-    last_frame = (N_FRAMES - 1) / FRAME_RATE_HZ
-    progress = np.clip((times / last_frame - begin) / (end - begin), 0, 1)
+    begin = rng.uniform(0, 0.4) if rng.random() < 0.3 else 0.0
+    end = rng.uniform(0.6, 1) if rng.random() < 0.3 else 1.0
+    progress = np.clip((times / times[-1] - begin) / (end - begin), 0, 1)
     power = rng.uniform(1.3, 2.2)
     curves = [progress, progress**2 * (3 - 2 * progress), progress**power, 1 - (1 - progress) ** power]
-    return curves[rng.choice(4, p=[0.4, 0.3, 0.15, 0.15])]
+    return np.asarray(curves[rng.choice(4, p=[0.4, 0.3, 0.15, 0.15])])
 
 
 def wobble(times: Floats, hertz: tuple[float, float], rng: np.random.Generator) -> Floats:
@@ -150,22 +160,21 @@ def wobble(times: Floats, hertz: tuple[float, float], rng: np.random.Generator) 
     return np.asarray(waves / np.sqrt(np.mean(waves**2)))
 
 
-def place(
-    photo: Image.Image, poses: Floats, size: tuple[int, int], rng: np.random.Generator
-) -> tuple[Image.Image, Floats]:
-    """Chooses where the motion happens, and cuts that part out of the photograph.
+def place(photo: Image.Image, poses: Floats, focal_px: float, size: tuple[int, int], rng: np.random.Generator) -> Layer:
+    """Chooses where in the photograph the motion happens, and cuts that part out, about a pixel per frame pixel.
 
-    Returns the part, scaled to about one pixel per frame pixel, and affine matrices (K,2,3) from frame to part. The
-    motion stays inside the photograph where it fits at a scale of 0.8 or more; beyond its border it is mirrored.
+    The motion stays inside the photograph where it fits with 77 of its pixels to the frame's shorter side; beyond its
+    border it is mirrored.
     """
-    matrices = affine_matrices(poses, start_angle=math.radians(rng.normal(0, 2)), size=size)
+    matrices = projections(poses, focal_px, size, start_angle=math.radians(rng.normal(0, 2)))
     height, width = size
     corners = np.array([[0, 0, 1], [width, 0, 1], [0, height, 1], [width, height, 1]], dtype=float)
-    reached = np.einsum("kij,cj->kci", matrices, corners).reshape(-1, 2)
+    reached = np.einsum("kij,cj->kci", matrices, corners).reshape(-1, 3)
+    reached = reached[:, :2] / reached[:, 2:]
     low, high = reached.min(axis=0) - 2, reached.max(axis=0) + 2  # 2: the reach of the bicubic filter
     extent = high - low
     largest = float((np.array(photo.size) / extent).min())
-    scale = max(0.8, largest * rng.uniform(0.55, 1))
+    scale = max(77 / min(size), largest * rng.uniform(0.55, 1))
     room = np.array(photo.size) - scale * extent
     corner = np.where(room > 0, rng.uniform(0, 1, 2) * room, room / 2)
 
@@ -173,19 +182,42 @@ def place(
     scales = np.exp(poses[:, SCALE])
     middle = float(np.sqrt(scales.min() * scales.max()))
     part = cut(photo, corner, scale * extent, np.ceil(extent / middle).astype(int))
-    matrices = matrices - np.array([[0, 0, low[0]], [0, 0, low[1]]])
-    return part, matrices * (np.array(part.size) / extent)[:, None]
+    return Layer(
+        grade(part, rng), similarities(np.array(part.size) / extent) @ similarities(np.ones(2), -low) @ matrices
+    )
 
 
-def affine_matrices(poses: Floats, start_angle: float, size: tuple[int, int]) -> Floats:
-    """Matrices (K,2,3) from frame pixels to a plane with one unit per pixel of a frame at rest, its centre at 0."""
+def projections(poses: Floats, focal_px: float, size: tuple[int, int], start_angle: float = 0.0) -> Floats:
+    """Matrices (K,3,3) from frame pixels to a plane with one unit per pixel of a frame at rest, its centre at 0.
+
+    The camera does not travel, it turns to what lies at (x, y); Hartley & Zisserman 2004, section 8.4.2.
+    """
     height, width = size
-    scale, angle = np.exp(poses[:, SCALE]), poses[:, ANGLE] + start_angle
-    cos, sin = np.cos(angle) * scale, np.sin(angle) * scale
-    turn = np.array([[math.cos(start_angle), -math.sin(start_angle)], [math.sin(start_angle), math.cos(start_angle)]])
-    linear = np.stack([np.stack([cos, -sin], axis=1), np.stack([sin, cos], axis=1)], axis=1)
-    shift = poses[:, : Y + 1] @ turn.T - linear @ np.array([width / 2, height / 2])
-    return np.concatenate([linear, shift[:, :, None]], axis=2)
+    yaw = np.arctan(poses[:, X] / focal_px)
+    pitch = np.arctan(poses[:, Y] / focal_px * np.cos(yaw))
+    focal = similarities(np.full(2, focal_px))
+    turned = focal @ _rotations(yaw, 2, 0) @ _rotations(pitch, 2, 1) @ np.linalg.inv(focal)
+    zoomed = similarities(np.exp(poses[:, SCALE, None]))
+    rolled = _rotations(poses[:, ANGLE], 0, 1)
+    middle = similarities(np.ones(2), -np.array([width / 2, height / 2]))
+    return np.asarray(_rotations(np.array([start_angle]), 0, 1) @ turned @ zoomed @ rolled @ middle)
+
+
+def similarities(scales: Floats, shifts: Floats | float = 0.0) -> Floats:
+    """Matrices (...,3,3) that multiply x and y by `scales` (...,2) or (...,1), then add `shifts` (...,2)."""
+    matrices = np.zeros((*scales.shape[:-1], 3, 3)) + np.eye(3)
+    matrices[..., [0, 1], [0, 1]] = scales
+    matrices[..., :2, 2] = shifts
+    return matrices
+
+
+def _rotations(angles: Floats, from_axis: int, to_axis: int) -> Floats:
+    """Matrices (K,3,3) that turn from one axis towards another."""
+    matrices = np.zeros((len(angles), 3, 3)) + np.eye(3)
+    matrices[:, from_axis, from_axis] = matrices[:, to_axis, to_axis] = np.cos(angles)
+    matrices[:, to_axis, from_axis] = np.sin(angles)
+    matrices[:, from_axis, to_axis] = -np.sin(angles)
+    return matrices
 
 
 def cut(photo: Image.Image, corner: Floats, extent: Floats, size: NDArray[np.int64]) -> Image.Image:
@@ -202,30 +234,45 @@ def cut(photo: Image.Image, corner: Floats, extent: Floats, size: NDArray[np.int
 def grade(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
     """Random brightness, contrast, saturation and sharpness, the same for the whole clip."""
     for enhancer in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
-        picture = enhancer(picture).enhance(rng.uniform(0.65, 1.35))
+        picture = enhancer(picture).enhance(rng.uniform(0.6, 1.35))
     if rng.random() < 0.3:
         picture = picture.filter(ImageFilter.GaussianBlur(rng.uniform(0.3, 1.2)))
     return picture
 
 
-def cut_patches(photo: Image.Image, poses: Floats, size: tuple[int, int], rng: np.random.Generator) -> Iterator[Patch]:
-    """One to three moving objects that together cover up to a fifth of the frame."""
+def cut_objects(
+    photo: Image.Image, poses: Floats, focal_px: float, size: tuple[int, int], rng: np.random.Generator
+) -> Iterator[Layer]:
+    """One to four objects that together cover up to a third of the frame: held by the camera, part of the scene or
+    nearer than it, at rest or on their own way, coming and going."""
     height, width = size
-    count = int(rng.integers(1, 4))
-    progress = np.linspace(0, 1, len(poses))[:, None]
+    count = int(rng.integers(1, 5))
+    largest = rng.choice([0.12, 0.33], p=[0.6, 0.4])
+    progress = np.linspace(0, 1, len(poses))
+    enlargement = max(1.0, min(size) / 144)  # what the photograph lacks in pixels
     for _ in range(count):
-        area = height * width * rng.uniform(0.03, 0.2) / count
+        area = height * width * rng.uniform(0.03, largest) / count / enlargement**2
         aspect = math.exp(rng.uniform(-0.7, 0.7))
         # The area of an ellipse is pi/4 of its box.
-        patch_size = np.maximum(4, np.sqrt(area * 4 / math.pi * np.array([aspect, 1 / aspect]))).astype(int)
-        room = np.maximum(np.array(photo.size) - patch_size, 1)
-        x, y = rng.integers(0, room)
-        picture = photo.crop((x, y, x + patch_size[0], y + patch_size[1]))
-        picture.putalpha(soft_ellipse(int(patch_size[0]), int(patch_size[1]), softness=rng.uniform(0.05, 0.35)))
-        begin, end = rng.uniform(-0.1, 1.1, (2, 2)) * (width, height)
-        # 0: the camera follows it; 1: it belongs to the scene; more: it is nearer than the scene.
-        nearness = rng.choice([0, 1, 1.3])
-        yield Patch(picture, begin + (end - begin) * progress - nearness * poses[:, : Y + 1])
+        box = np.sqrt(area * 4 / math.pi * np.array([aspect, 1 / aspect]))
+        object_size = np.clip(box, 4, photo.size).astype(int)
+        x, y = rng.integers(0, np.array(photo.size) - object_size + 1)
+        picture = photo.crop((x, y, x + object_size[0], y + object_size[1]))
+        picture.putalpha(soft_ellipse(int(object_size[0]), int(object_size[1]), softness=rng.uniform(0.05, 0.35)))
+
+        nearness = rng.choice([0, 1, rng.uniform(1, 2)], p=[0.25, 0.45, 0.3])
+        begin, end = rng.uniform(-0.6, 0.6, (2, 2)) * (width, height)
+        if nearness and rng.random() < 0.3:
+            end = begin
+        way = begin + (end - begin) * progress[:, None]
+        if rng.random() < 0.3:
+            sway = 0.04 * min(size) * rng.random(2)
+            way += sway * np.stack([wobble(progress * SECONDS, TREMOR_HERTZ, rng) for _ in range(2)], axis=1)
+        growth = enlargement * np.exp((progress - 0.5) * rng.uniform(-0.4, 0.4) * (rng.random() < 0.3))
+        # Travelling moves what is near more than what is far; rolling turns both the same.
+        seen = projections(poses * [nearness, nearness, nearness, min(nearness, 1)], focal_px, size)
+        own = similarities(1 / growth[:, None], object_size / 2) @ similarities(np.ones((len(way), 2)), -way)
+        yield Layer(picture, own @ seen)
 
 
 def soft_ellipse(width: int, height: int, softness: float) -> Image.Image:
@@ -235,42 +282,54 @@ def soft_ellipse(width: int, height: int, softness: float) -> Image.Image:
     return Image.fromarray((255 * opacity).astype(np.uint8))
 
 
-def shoot(
-    source: Image.Image,
-    matrices: Floats,
-    patches: Sequence[Patch],
-    size: tuple[int, int],
-    resample: Image.Resampling,
-) -> Iterator[Frames]:
-    """Yields a shot (H,W,3) uint8 for each of the matrices (K,2,3)."""
+def shoot(layers: Sequence[Layer], size: tuple[int, int], resample: Image.Resampling) -> Iterator[Frames]:
+    """Yields the shots (H,W,3) uint8, later layers before earlier ones."""
     height, width = size
-    for index, matrix in enumerate(matrices):
-        shot = source.transform((width, height), Image.Transform.AFFINE, matrix.ravel().tolist(), resample)
-        for patch in patches:
-            corner = patch.centres[index] - np.array(patch.picture.size) / 2
-            whole = np.floor(corner).astype(int)
-            moved = _shift(patch.picture, *(corner - whole))
-            shot.paste(moved, (int(whole[0]), int(whole[1])), moved)
+    for matrices in zip(*(layer.matrices for layer in layers), strict=True):
+        shot = Image.new("RGB", (width, height))
+        for layer, matrix in zip(layers, matrices, strict=True):
+            coefficients = (matrix / matrix[2, 2]).ravel()[:8].tolist()
+            seen = layer.picture.transform((width, height), Image.Transform.PERSPECTIVE, coefficients, resample)
+            shot.paste(seen, mask=seen if seen.mode == "RGBA" else None)
         yield np.asarray(shot)
 
 
-def develop(shots: Frames, rng: np.random.Generator) -> Frames:
-    """Shots (T,S,H,W,3) uint8 -> frames (T,H,W,3) uint8: motion blur, drifting exposure, noise, black bars."""
-    frames = shots.mean(axis=1, dtype=np.float32) if shots.shape[1] > 1 else shots[:, 0].astype(np.float32)
-    n_frames, height, width, _ = frames.shape
-    if rng.random() < 0.3:
-        gain = np.linspace(1, rng.uniform(0.85, 1.15), n_frames, dtype=np.float32)
-        frames *= gain[:, None, None, None]
-    if rng.random() < 0.6:
-        noise = rng.standard_normal((n_frames, height, width, 1), dtype=np.float32)
-        frames += noise * np.float32(rng.uniform(0.5, 7))
-    result = (frames.clip(0, 255) + np.float32(0.5)).astype(np.uint8)
-    if rng.random() < 0.12:
-        axis = int(rng.integers(1, 3))
-        bar = round(result.shape[axis] * rng.uniform(0.04, 0.14))
-        banded = np.swapaxes(result, 1, axis)
-        banded[:, :bar] = banded[:, -bar:] = 0
-    return result
+def develop(
+    shots: Iterator[Frames], shape: tuple[int, ...], size: tuple[int, int], rng: np.random.Generator
+) -> Iterator[Frames]:
+    """`shape` = (T,S) shots (H,W,3) uint8 -> T frames: motion blur, drifting and flickering exposure, noise, bars."""
+    n_frames, sub_frames = shape
+    progress = np.linspace(0, 1, n_frames)
+    drift = rng.uniform(-0.2, 0.2) if rng.random() < 0.3 else 0.0
+    flicker = rng.uniform(0, 0.06) if rng.random() < 0.15 else 0.0
+    gains = 1 + drift * progress + flicker * wobble(progress * SECONDS, (1.0, 12.0), rng)
+    noise = rng.uniform(0.5, 7) if rng.random() < 0.6 else 0.0
+    picture = draw_bars(size, rng)
+    black = int(rng.integers(0, 17))
+    for gain in gains:
+        frame = np.stack([next(shots) for _ in range(sub_frames)]).mean(axis=0, dtype=np.float32) * np.float32(gain)
+        if noise:
+            frame += rng.standard_normal((*size, 1), dtype=np.float32) * np.float32(noise)
+        result = np.full(frame.shape, black, np.uint8)
+        result[picture] = (frame[picture].clip(0, 255) + np.float32(0.5)).astype(np.uint8)
+        yield result
+
+
+def draw_bars(size: tuple[int, int], rng: np.random.Generator) -> tuple[slice, slice]:
+    """The rows and columns that black bars leave of the picture: all in four clips of five.
+
+    An upright video in a wide frame has the widest, a third of the frame on either side.
+    """
+    height, width = size
+    rows, columns = slice(None), slice(None)
+    if rng.random() < 0.2:
+        if rng.random() < 0.6:
+            bar = round(height * rng.uniform(0.04, 0.17))
+            rows = slice(bar, height - bar)
+        else:
+            bar = round(width * rng.uniform(0.04, 0.34 if width > height else 0.17))
+            columns = slice(bar, width - bar)
+    return rows, columns
 
 
 def write_clip(
@@ -294,12 +353,25 @@ def write_clip(
     part.replace(path)
 
 
+def list_photos(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
+
+
 def split_photos(photos: Iterable[Path], seed: int) -> dict[str, list[Path]]:
     """Shares the photographs out among train, val and test, none in two; the same for the same names and seed."""
     ordered = sorted(photos)
     shuffled = [ordered[index] for index in np.random.default_rng(seed).permutation(len(ordered))]
-    ends = [round(share * len(shuffled)) for share in np.cumsum(list(SPLITS.values()))]
-    return {split: shuffled[begin:end] for split, begin, end in zip(SPLITS, [0, *ends[:-1]], ends, strict=True)}
+    ends = [round(share * len(shuffled)) for share in np.cumsum(list(SHARES.values()))]
+    return {split: shuffled[begin:end] for split, begin, end in zip(SHARES, [0, *ends[:-1]], ends, strict=True)}
+
+
+@dataclass(frozen=True)
+class Split:
+    """How many clips to render from which photographs; as filmed: larger, and with all of a camera's frames."""
+
+    photos: Sequence[Path]
+    count: int
+    as_filmed: bool = False
 
 
 @dataclass(frozen=True)
@@ -311,33 +383,28 @@ class Clip:
     seed: tuple[int, ...]
 
 
-def plan_clips(destination: Path, counts: Mapping[str, int], seed: int) -> Iterator[tuple[str, Clip]]:
-    """Yields (split, clip) for `counts` clips per split, the categories in turn."""
+def plan_clips(destination: Path, splits: Mapping[str, Split], seed: int) -> Iterator[tuple[Split, Clip]]:
+    """Yields each split's clips, the categories in turn."""
     categories = list(CATEGORIES)
-    for split_index, split in enumerate(SPLITS):
-        for index in range(counts.get(split, 0)):
+    for split_index, (name, split) in enumerate(splits.items()):
+        for index in range(split.count):
             number, category_index = divmod(index, len(categories))
             category = categories[category_index]
-            path = destination / split / category / f"{number:05d}.mp4"
+            path = destination / name / category / f"{number:05d}.mp4"
             yield split, Clip(path, category, (seed, split_index, category_index, number))
 
 
-def render_data_set(
-    photos: Path, destination: Path, counts: Mapping[str, int], seed: int = 0, processes: int = 1
-) -> None:
-    """Renders `counts` clips per split to `destination/{train,val,test}/<category>/NNNNN.mp4`.
+def render_data_set(splits: Mapping[str, Split], destination: Path, seed: int = 0, processes: int = 1) -> None:
+    """Renders each split's clips to `destination/<split>/<category>/NNNNN.mp4`.
 
-    The photographs (JPEG or PNG files in `photos`) of the splits are disjoint. Clips that exist are kept, so a
-    rendering that was interrupted goes on where it stopped. The frames follow from the names of the photographs, their
-    pixels and `seed`; x264 does not always encode them to the same bytes.
+    Clips that exist are kept, so a rendering that was interrupted goes on where it stopped. The frames follow from the
+    photographs, the order of the splits and `seed`; x264 does not always encode them to the same bytes. Raises
+    ValueError for a split that has clips to render but no photographs.
     """
-    splits = split_photos((path for path in photos.iterdir() if path.suffix.lower() in _PHOTO_SUFFIXES), seed)
-    for split, count in counts.items():
-        if split not in SPLITS:
-            raise ValueError(f"split is {split!r}, must be one of {', '.join(SPLITS)}")
-        if count and not splits[split]:
-            raise ValueError(f"{photos} holds too few photographs to share among {', '.join(SPLITS)}")
-    jobs = [(splits[split], clip) for split, clip in plan_clips(destination, counts, seed) if not clip.path.exists()]
+    for name, split in splits.items():
+        if split.count and not split.photos:
+            raise ValueError(f"{name} has no photographs to render {split.count} clips from")
+    jobs = [(split, clip) for split, clip in plan_clips(destination, splits, seed) if not clip.path.exists()]
     for folder in {clip.path.parent for _, clip in jobs}:
         folder.mkdir(parents=True, exist_ok=True)
     with tqdm(total=len(jobs), desc=destination.name, unit="clip") as progress:
@@ -352,16 +419,15 @@ def render_data_set(
                 progress.update()
 
 
-_PHOTO_SUFFIXES = {".jpg", ".jpeg", ".png"}
-
-
-def _render_job(job: tuple[Sequence[Path], Clip]) -> None:
-    photos, clip = job
+def _render_job(job: tuple[Split, Clip]) -> None:
+    split, clip = job
     rng = np.random.default_rng(clip.seed)
-    photo, foreground = (load_photo(photos[index]) for index in rng.integers(0, len(photos), 2))
-    frames = render(photo, clip.category, rng, foreground)
+    photo, foreground = (load_photo(split.photos[index]) for index in rng.integers(0, len(split.photos), 2))
+    filmed_hz = int(rng.choice(FOOTAGE_RATES_HZ)) if split.as_filmed else None
+    size = draw_size(FOOTAGE_SIZES if split.as_filmed else SIZES, rng)
+    frames = render(photo, clip.category, rng, foreground, size, filmed_hz)
     preset = str(rng.choice(["ultrafast", "veryfast"]))
-    write_clip(frames, clip.path, crf=int(rng.integers(18, 36)), preset=preset)
+    write_clip(frames, clip.path, filmed_hz or FRAME_RATE_HZ, crf=int(rng.integers(18, 37)), preset=preset)
 
 
 def load_photo(path: Path) -> Image.Image:
@@ -374,15 +440,9 @@ def load_photo(path: Path) -> Image.Image:
     return photo
 
 
-def _draw_size(rng: np.random.Generator) -> tuple[int, int]:
-    return list(SIZES)[rng.choice(len(SIZES), p=list(SIZES.values()))]
+def draw_size(sizes: Mapping[tuple[int, int], float], rng: np.random.Generator) -> tuple[int, int]:
+    return list(sizes)[rng.choice(len(sizes), p=list(sizes.values()))]
 
 
 def _as_picture(photo: Image.Image | Frames) -> Image.Image:
     return photo.convert("RGB") if isinstance(photo, Image.Image) else Image.fromarray(photo)
-
-
-def _shift(picture: Image.Image, x: float, y: float) -> Image.Image:
-    """Moves a picture right and down by a fraction of a pixel."""
-    size = (picture.width + 1, picture.height + 1)
-    return picture.transform(size, Image.Transform.AFFINE, (1, 0, -x, 0, 1, -y), Image.Resampling.BILINEAR)
