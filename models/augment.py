@@ -173,21 +173,6 @@ def turn_motion(
     return clips, targets
 
 
-def reframe(clips: Tensor, generator: torch.Generator, smallest: float = 0.75) -> Tensor:
-    """(N, T, H, W, 3), 0 to 255: each clip cut down to ``smallest`` of its sides or more, the same in all frames, and
-    enlarged to its size again."""
-    count, frames, height, width, _ = clips.shape
-    share = _between(count, (smallest, 1), generator, clips.device)
-    theta = torch.zeros(count, 2, 3, device=clips.device)
-    for axis in (0, 1):
-        theta[:, axis, axis] = share
-        theta[:, axis, 2] = (1 - share) * _between(count, (-1, 1), generator, clips.device)
-    planes = clips.permute(0, 1, 4, 2, 3).reshape(count, frames * 3, height, width).float()
-    grid = F.affine_grid(theta, list(planes.shape), align_corners=False)
-    cut = F.grid_sample(planes, grid, padding_mode="border", align_corners=False)
-    return cut.view(count, frames, 3, height, width).permute(0, 1, 3, 4, 2)
-
-
 def _renaming(categories: tuple[str, ...], pairs: dict[str, str], device: torch.device) -> Tensor:
     both = pairs | {after: before for before, after in pairs.items()}
     return torch.tensor([categories.index(both.get(category, category)) for category in categories], device=device)

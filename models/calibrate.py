@@ -15,7 +15,7 @@ from models.datasets import VOID, Example, placed_mask
 from models.graph import Served
 from service.cards import Task
 
-LEAST_EXAMPLES = 30  # files; fewer tell too little about one answer in ten
+LEAST_EXAMPLES = 50  # files; fewer tell nothing about one answer in ten
 _PIXELS = 2000  # of each picture, by chance: neighbours say the same
 _BATCH = 64
 _LOWEST, _HIGHEST, _STEPS = 0.1, 10.0, 401  # temperatures tried, 1.2% apart

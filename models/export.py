@@ -20,7 +20,7 @@ from models.graph import Served
 from models.inspect import complexity
 from models.options import model_name
 from models.recipes import RECIPES, Recipe
-from models.runs import Run, hardware, load_examples, split_examples
+from models.runs import Run, hardware, held_out_examples, load_examples
 from service.cards import (
     Calibration,
     Metric,
@@ -41,7 +41,7 @@ def export(run: Run, data: Path, repository: Path, *, name: str, default: bool, 
     }
     split, examples = next(iter(judged.items()))
     samples = _varied_samples(examples)
-    _, held_out = split_examples(data, recipe.task, run.categories, recipe.preprocess, ignore_index)
+    held_out = held_out_examples(data, recipe.task, run.categories, recipe.preprocess, ignore_index)
     served = run.served()
     reference = torch_predict(served, torch.device("cpu"))
     before = _calibration_error(evaluate(reference, examples, recipe.task, len(run.categories), split))

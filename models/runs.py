@@ -101,7 +101,7 @@ def split_examples(
     tenth of train is kept from learning instead, about a thousand files; nothing of fewer than a hundred."""
     examples = load_examples(data, "train", task, categories, preprocess, ignore_index)
     if (data / "val").is_dir():
-        return examples, load_examples(data, "val", task, categories, preprocess, ignore_index)
+        return examples, held_out_examples(data, task, categories, preprocess, ignore_index)
     if len(examples) < _SPARED:
         return examples, []
     every = min(50, max(10, len(examples) // _HELD_OUT))
@@ -140,6 +140,15 @@ def require_same(begun: Run, recipe: Recipe, categories: tuple[str, ...], folder
 
 def _plain(value: Any) -> str:
     return value.name if isinstance(value, Source) else repr(value)
+
+
+def held_out_examples(
+    data: Path, task: Task, categories: tuple[str, ...], preprocess: Preprocess, ignore_index: int = VOID
+) -> list[Example]:
+    """The second half of ``split_examples`` alone: where there is a val, train need not be read for it."""
+    if (data / "val").is_dir():
+        return load_examples(data, "val", task, categories, preprocess, ignore_index)
+    return split_examples(data, task, categories, preprocess, ignore_index)[1]
 
 
 def build_network(recipe: Recipe, num_categories: int) -> nn.Module:

@@ -33,7 +33,6 @@ TRANSFORMS: dict[str, Callable[[torch.Generator], Tensor]] = {
     "disturb_sound": lambda g: augment.disturb_sound(SOUNDS, g),
     "mix_sounds": lambda g: augment.mix_sounds(SOUNDS, torch.arange(6), 6, g)[0],
     "turn_motion": lambda g: augment.turn_motion(CLIPS, torch.zeros(6, dtype=torch.long), ("static",), g)[0],
-    "reframe": lambda g: augment.reframe(CLIPS, g),
 }
 SHAPES = {
     "flip_and_shift": (6, 32, 32, 3),
@@ -43,7 +42,6 @@ SHAPES = {
     "disturb_sound": (6, 1, 800),
     "mix_sounds": (6, 1, 800),
     "turn_motion": (6, 4, 8, 8, 3),
-    "reframe": (6, 4, 8, 8, 3),
 }
 
 
@@ -61,7 +59,7 @@ def test_samples_keep_their_axes(name: str) -> None:
     assert tuple(TRANSFORMS[name](generator()).shape) == SHAPES[name]
 
 
-@pytest.mark.parametrize("name", ["flip_and_shift", "scale_and_crop", "vary_light", "reframe"])
+@pytest.mark.parametrize("name", ["flip_and_shift", "scale_and_crop", "vary_light"])
 def test_pictures_stay_within_0_and_255(name: str) -> None:
     for seed in range(20):
         pictures = TRANSFORMS[name](generator(seed))
@@ -359,24 +357,3 @@ def test_clips_are_turned_each_by_itself_and_their_frames_alike() -> None:
         if torch.equal(CLIPS[0].flip(axes), clip)
     }
     assert len(ways) == 8
-
-
-def test_a_reframed_clip_is_a_part_of_it_enlarged_and_the_same_in_every_frame() -> None:
-    rows, columns = np.mgrid[:SIDE, :SIDE] + 0.5
-    ramps = np.stack([columns, rows, np.zeros_like(rows)], axis=2)  # the colour tells where a pixel comes from
-    clips = torch.from_numpy(ramps).float().expand(40, 3, SIDE, SIDE, 3)
-    reframed = augment.reframe(clips, generator(), smallest=0.75)
-    assert torch.equal(reframed, reframed[:, :1].expand_as(reframed))
-    shares, centres = [], []
-    for clip in reframed.numpy():
-        sources = clip[0, 2:-2, 2:-2, :2]  # what lies beyond the outermost pixels' middles is not a ramp
-        shares += [sources[0, -1, 0] - sources[0, 0, 0], sources[-1, 0, 1] - sources[0, 0, 1]]
-        centres.append(sources.mean(axis=(0, 1)) / SIDE)
-        assert shares[-1] == pytest.approx(shares[-2], abs=1e-3)  # no clip is squeezed
-    shares = [share / (SIDE - 5) for share in shares]
-    assert 0.749 < min(shares) < 0.8 and 0.95 < max(shares) < 1.001
-    assert np.ptp(centres, axis=0).min() > 0.1 and np.mean(centres, axis=0) == pytest.approx([0.5, 0.5], abs=0.03)
-
-
-def test_a_clip_reframed_to_its_whole_stays_as_it_is() -> None:
-    assert torch.allclose(augment.reframe(CLIPS, generator(), smallest=1), CLIPS.float(), atol=1e-2)
