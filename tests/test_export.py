@@ -277,10 +277,13 @@ def change_one_weight(path: Path) -> None:
 
 
 def test_a_graph_that_differs_from_pytorch_is_not_published(
-    quick: Published, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    quick: Published,
+    all_published: dict[Task, Published],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def damaged(served: Any, task: Task, samples: Any, path: Path) -> None:
-        shutil.copy(quick.model.folder / GRAPH, path)
+        shutil.copy(all_published["classify"].model.folder / GRAPH, path)
         change_one_weight(path)
 
     monkeypatch.setattr(exporting, "export_graph", damaged)
