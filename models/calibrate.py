@@ -1,7 +1,8 @@
 """Scores that mean what they say: of the answers given with 0.9, nine in ten should be right.
 
 One number per model, the temperature by which its logits are divided (Guo et al. 2017, "On calibration of modern neural
-networks", section 4.2), found on validation data, then part of the graph. It changes no answer, only its score.
+networks", section 4.2), found on validation data, then part of the graph. Of one sample it changes no answer, only the
+score; of a sound or clip of several windows it also changes how much a sure window counts in their mean.
 """
 
 from collections.abc import Sequence
