@@ -32,6 +32,18 @@ def flip_and_shift(pictures: Tensor, generator: torch.Generator, pad: int = 4) -
     return padded.permute(0, 2, 3, 1)[each, rows, columns]
 
 
+def cut_out(pictures: Tensor, generator: torch.Generator, side: int) -> Tensor:
+    """(N, H, W, 3), each without a square of ``side`` pixels around one of its pixels, filled with its mean colour
+    (DeVries and Taylor 2017, "Improved regularization of convolutional neural networks with cutout")."""
+    count, height, width, _ = pictures.shape
+    device = pictures.device
+    rows, columns = torch.arange(height, device=device), torch.arange(width, device=device)
+    row = torch.randint(0, height, (count, 1), generator=generator, device=device) - side // 2
+    column = torch.randint(0, width, (count, 1), generator=generator, device=device) - side // 2
+    cut = ((rows >= row) & (rows < row + side))[:, :, None] & ((columns >= column) & (columns < column + side))[:, None]
+    return torch.where(cut[..., None], pictures.mean(dim=(1, 2), keepdim=True), pictures)
+
+
 def scale_and_crop(
     pictures: Tensor,
     masks: Tensor,

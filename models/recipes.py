@@ -44,6 +44,7 @@ class Recipe:
     auxiliary_weight: float = 0.4  # of the segmentation network's second head (Zhao et al. 2017, section 3.3)
     rare_counts: float | None = None  # segmentation: c of a category's weight 1 / ln(c + its share of the pixels)
     crop: tuple[int, int] | None = None  # segmentation trains on cut-outs of this size
+    cut_out: int = 0  # pixels: side of the square that is cut out of each picture
     mixup: float = 0.0  # share of the sounds that are mixed with another, as between-class learning does
     turns_motion: bool = False  # clips are mirrored, turned and played backwards, and renamed to match
     seed: int = 1
@@ -91,13 +92,14 @@ CLASSIFY = Recipe(
     architecture="resnet_fast",
     preprocess=ImagePreprocess(resize="crop", sizes=((32, 32),), shorter_side=32),
     source=CIFAR_10,
-    epochs=18,
+    epochs=50,
     batch_size=256,
     optimizer="sgd",
     peak_rate=0.25,
-    weight_decay=1.3e-3,
-    label_smoothing=0.1,
-    average_decay=0.996,
+    weight_decay=1.2e-3,
+    label_smoothing=0.15,
+    average_decay=0.998,
+    cut_out=10,
 )
 
 # What the residual network is to be compared with: the same data, the network of 2012.

@@ -156,7 +156,8 @@ class Trainer:
         samples = self._tensor(np.stack([self._one_window(example) for example in chosen]))
         targets = self._tensor(np.array([example.target for example in chosen]))
         if isinstance(spec, ImagePreprocess):
-            yield augment.flip_and_shift(samples, generator, pad=max(spec.sizes[0]) // 8), targets
+            samples = augment.flip_and_shift(samples, generator, pad=max(spec.sizes[0]) // 8)
+            yield augment.cut_out(samples, generator, self.recipe.cut_out) if self.recipe.cut_out else samples, targets
         elif isinstance(spec, AudioPreprocess):
             samples = augment.disturb_sound(samples, generator)
             if self.recipe.mixup:

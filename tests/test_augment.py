@@ -357,3 +357,18 @@ def test_clips_are_turned_each_by_itself_and_their_frames_alike() -> None:
         if torch.equal(CLIPS[0].flip(axes), clip)
     }
     assert len(ways) == 8
+
+
+def test_cutting_out_takes_one_square_of_each_picture_and_leaves_its_mean() -> None:
+    pictures = torch.rand(400, 32, 32, 3, generator=torch.Generator().manual_seed(3)) * 255
+    cut = augment.cut_out(pictures, torch.Generator().manual_seed(4), side=10)
+    gone = (cut != pictures).any(dim=3)
+    sizes = set()
+    for picture, mask, before in zip(cut, gone, pictures, strict=True):
+        rows, columns = mask.any(dim=1).nonzero(), mask.any(dim=0).nonzero()
+        height, width = int(rows[-1] - rows[0]) + 1, int(columns[-1] - columns[0]) + 1
+        assert int(mask.sum()) == height * width  # a rectangle: at the border, a part of the square
+        sizes.add((height, width))
+        assert torch.allclose(picture[mask], before.mean(dim=(0, 1)).expand(height * width, 3), atol=1e-3)
+    assert max(sizes) == (10, 10) and (5, 10) in sizes  # the square's centre lies inside of the picture
+    assert gone.any(dim=0).all()
