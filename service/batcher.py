@@ -13,7 +13,9 @@ Fairness: a batch takes one sample from each waiting request in turn, so a sound
 one by a batch, not by a thousand windows. Samples of one shape share a batch; shapes take turns.
 
 Bounds: a request counts as one sample from the start, and as more, up to a batch's worth, as far as it has them and the
-queue has room; the rest waits in its own hands. So the queue is bounded, and only a first sample can be refused.
+queue has room; the rest waits in its own hands. So the queue is bounded, and only a first sample can be refused. A
+burst may fill the queue; once it was full, it is kept short until nothing has had to be refused for a while, so that
+those who are let in under overload are answered soon, and the service is itself again soon after.
 
 Isolation: if a batch fails, its samples run again one by one, and only those that fail alone are failed. If even a
 blank sample fails then, the engine is broken and the worker has to be started afresh.
@@ -39,7 +41,8 @@ logger = logging.getLogger("convserve.batcher")
 
 Sample = NDArray[np.generic]
 Shape = tuple[int, ...]
-_MEMORY = 0.8  # how much of the measured pace is kept when a batch is added to it
+_MEMORY = 0.8  # how much of a running mean stays when a value is added to it
+_SHORT_SECONDS = 2.0  # of waiting, while requests have to be refused
 
 
 class Runner(Protocol):
@@ -66,6 +69,7 @@ class Place:
     def __init__(self, batcher: "Batcher", deadline: float) -> None:
         self.deadline = deadline
         self.waiting = 1  # samples that count in the queue; until the media is decoded, one
+        self.decoded = False
         self.inference_seconds = 0.0
         self.largest_batch = 0
         self._batcher = batcher
@@ -98,12 +102,13 @@ class Place:
         if self.over:
             raise self._late()
 
-    async def run(self, samples: Sequence[Sample]) -> Result:
-        """Every sample's outputs. All samples have one shape. Raises what failed a sample."""
+    async def run(self, samples: Sequence[Sample], *, decode_seconds: float = 0.0) -> Result:
+        """Every sample's outputs. All samples have one shape; making them took a thread ``decode_seconds``. Raises what
+        failed a sample."""
         began = time.monotonic()
         self._samples = samples
         self._outputs = [()] * len(samples)
-        self._batcher.enqueue(self, samples[0].shape)
+        self._batcher.enqueue(self, samples[0].shape, decode_seconds)
         await self._finished
         queue_seconds = max(0.0, time.monotonic() - began - self.inference_seconds)
         return Result(self._outputs, queue_seconds, self.inference_seconds, self.largest_batch)
@@ -146,21 +151,40 @@ class Entry(NamedTuple):
     sample: Sample
 
 
+class Mean:
+    """A running mean that forgets."""
+
+    value = 0.0
+
+    def add(self, value: float) -> None:
+        self.value = _MEMORY * (self.value or value) + (1 - _MEMORY) * value
+
+
 class Batcher:
     """The queue before one engine, and the task that empties it. All methods belong to one event loop.
 
-    ``broken`` is called once, when the engine answers not even a blank sample any more.
+    ``decoders`` is how many requests are decoded at a time. ``broken`` is called once, when the engine answers not even
+    a blank sample any more.
     """
 
     def __init__(
-        self, engine: Runner, series: ModelSeries, *, max_batch: int, queue_samples: int, broken: Callable[[], None]
+        self,
+        engine: Runner,
+        series: ModelSeries,
+        *,
+        max_batch: int,
+        queue_samples: int,
+        decoders: int,
+        broken: Callable[[], None],
     ) -> None:
         self._engine, self._series, self._broken = engine, series, broken
-        self._max_batch, self._queue_samples = max_batch, queue_samples
+        self._max_batch, self._queue_samples, self._decoders = max_batch, queue_samples, decoders
         self._lines: OrderedDict[Shape, deque[Place]] = OrderedDict()
-        self._waiting = 0
+        self._waiting = 0  # samples, of which these are requests that are not decoded yet
+        self._undecoded = 0
         self._running = 0
-        self._seconds_per_sample = 0.0
+        self._seconds_per_sample, self._decode_seconds = Mean(), Mean()
+        self._overloaded_until = -math.inf
         self._over: NotReady | None = None
         self._work = asyncio.Event()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine")
@@ -174,31 +198,37 @@ class Batcher:
         """
         if self._over:
             raise self._over
-        ahead = (self._waiting + self._running) * self._seconds_per_sample
+        now, ahead = time.monotonic(), self._seconds_ahead()
         retry_after = max(1, math.ceil(ahead))
-        if self._waiting >= self._queue_samples:
+        if self._waiting >= self._queue_samples or (now < self._overloaded_until and ahead > _SHORT_SECONDS):
+            self._overloaded_until = now + _SHORT_SECONDS
             raise QueueFull(
-                f"{self._waiting} samples are waiting, as many as QUEUE_SAMPLES allows", retry_after_seconds=retry_after
-            )
-        left = deadline - time.monotonic()
-        if self._waiting + self._running > 0 and ahead > left:
-            raise DeadlineUnmeetable(
-                f"what is waiting takes about {ahead * 1000:.0f} ms; the request may wait {left * 1000:.0f} ms",
+                f"{self._waiting} samples are waiting, for about {ahead:.1f} s; QUEUE_SAMPLES is {self._queue_samples}",
                 retry_after_seconds=retry_after,
             )
-        place = Place(self, deadline)
+        needed = ahead + self._decode_seconds.value + self._seconds_per_sample.value
+        if self._waiting + self._running > 0 and needed > deadline - now:
+            raise DeadlineUnmeetable(
+                f"with what is waiting it takes about {needed * 1000:.0f} ms; "
+                f"the request may wait {(deadline - now) * 1000:.0f} ms",
+                retry_after_seconds=retry_after,
+            )
         self._count(1)
-        return place
+        self._undecoded += 1
+        return Place(self, deadline)
 
-    def enqueue(self, place: Place, shape: Shape) -> None:
+    def enqueue(self, place: Place, shape: Shape, decode_seconds: float) -> None:
         if self._over:
             place.fail(self._over)
             return
+        self._decoded(place)
+        self._decode_seconds.add(decode_seconds)
         self._recount(place)
         self._lines.setdefault(shape, deque()).append(place)
         self._work.set()
 
     def release(self, place: Place) -> None:
+        self._decoded(place)
         self._count(-place.waiting)
         place.waiting = 0
 
@@ -295,12 +325,22 @@ class Batcher:
         size = len(batch)
         self._series.batch_size.observe(size)
         self._series.samples.inc(size)
-        pace = seconds / size
-        self._seconds_per_sample = _MEMORY * (self._seconds_per_sample or pace) + (1 - _MEMORY) * pace
+        self._seconds_per_sample.add(seconds / size)
         for place in {entry.place for entry in batch}:
             place.ran(seconds, size)
         for entry, output in zip(batch, outputs, strict=True):
             entry.place.answer(entry.number, output)
+
+    def _seconds_ahead(self) -> float:
+        """How long what is here takes, by the paces measured so far: requests stand in the decoders' line, then in the
+        engine's, and as both move at the same time, the longer one counts."""
+        decoding = self._undecoded * self._decode_seconds.value / self._decoders
+        inference = (self._waiting + self._running) * self._seconds_per_sample.value
+        return max(decoding, inference)
+
+    def _decoded(self, place: Place) -> None:
+        self._undecoded -= not place.decoded
+        place.decoded = True
 
     def _recount(self, place: Place) -> None:
         """A place counts with the samples it has left, at most one batch's worth, and at most what has room."""

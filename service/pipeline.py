@@ -64,18 +64,19 @@ class Pipeline:
     def __init__(self, models: list[LoadedModel], settings: Settings, broken: Callable[[], None]) -> None:
         self.catalogue = Catalogue((model.card for model in models), settings.default_models)
         self._limits: Limits = settings.limits()
+        # Decoders of their own for each task: a clip that decodes for seconds keeps no picture waiting.
+        threads = settings.threads_per_worker() + 1
         self._batchers: dict[str, Batcher] = {
             model.card.key: Batcher(
                 model.engine,
                 ModelSeries(model.card.key),
                 max_batch=model.max_batch,
                 queue_samples=settings.queue_samples,
+                decoders=threads,
                 broken=broken,
             )
             for model in models
         }
-        # Decoders of their own for each task: a clip that decodes for seconds keeps no picture waiting.
-        threads = settings.threads_per_worker() + 1
         self._decoders: dict[str, ThreadPoolExecutor] = {
             task: ThreadPoolExecutor(threads, thread_name_prefix=f"decode-{task}") for task in self.catalogue.tasks()
         }
@@ -197,7 +198,7 @@ class Pipeline:
 
 
 async def _inferred(place: Place, samples: list[np.ndarray], watch: Stopwatch) -> Result:
-    result = await place.run(samples)
+    result = await place.run(samples, decode_seconds=watch.seconds["decode"] + watch.seconds["preprocess"])
     watch.seconds["queue"] += result.queue_seconds
     watch.seconds["inference"] += result.inference_seconds
     return result

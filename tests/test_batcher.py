@@ -49,7 +49,12 @@ class Bench:
         self.engine = Doubler()
         self.given_up = 0
         self.batcher = Batcher(
-            self.engine, ModelSeries("test:1"), max_batch=max_batch, queue_samples=queue_samples, broken=self._give_up
+            self.engine,
+            ModelSeries("test:1"),
+            max_batch=max_batch,
+            queue_samples=queue_samples,
+            decoders=2,
+            broken=self._give_up,
         )
 
     def _give_up(self) -> None:
@@ -287,6 +292,42 @@ async def test_work_that_cannot_be_done_in_time_is_refused_before_it_starts(make
     async with bench.batcher.reserve(time.monotonic() + 10):
         bench.engine.gate.set()
     await asyncio.gather(*waiting)
+
+
+async def test_where_decoding_is_the_slower_part_its_pace_counts(make: Make) -> None:
+    bench = await make()  # two decoders
+    async with bench.batcher.reserve(time.monotonic() + 20) as place:
+        await place.run([np.ones(1)], decode_seconds=0.5)
+    soon = time.monotonic() + 20
+    async with bench.batcher.reserve(soon), bench.batcher.reserve(soon), bench.batcher.reserve(soon):
+        with pytest.raises(DeadlineUnmeetable) as refusal:  # three halves of a second over two decoders, and its own
+            bench.batcher.reserve(time.monotonic() + 1.2)
+        assert refusal.value.retry_after_seconds == 1
+        async with bench.batcher.reserve(time.monotonic() + 1.5):
+            pass
+
+
+async def test_a_queue_that_was_full_is_kept_short_while_requests_are_refused(make: Make) -> None:
+    bench = await make(max_batch=1, queue_samples=8)
+    bench.engine.seconds = 0.6
+    await bench.ask(1.0)  # the pace is now known
+    bench.engine.seconds = 0.0
+    await _until(lambda: bench.batcher._running == 0)
+    soon = time.monotonic() + 60
+    places = [await bench.batcher.reserve(soon).__aenter__() for _ in range(8)]  # a burst may fill the queue
+    with pytest.raises(QueueFull):
+        bench.batcher.reserve(soon)
+    for place in places[:3]:
+        await place.__aexit__(None, None, None)
+    with pytest.raises(QueueFull) as refusal:  # there is room, but what waits takes three seconds
+        bench.batcher.reserve(soon)
+    assert refusal.value.retry_after_seconds in (3, 4)
+    for place in places[3:5]:
+        await place.__aexit__(None, None, None)
+    async with bench.batcher.reserve(soon):  # less than two
+        pass
+    for place in places[5:]:
+        await place.__aexit__(None, None, None)
 
 
 async def test_an_idle_engine_takes_any_deadline(make: Make) -> None:
