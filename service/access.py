@@ -13,7 +13,7 @@ from typing import Any
 
 from service.cards import MEDIA_OF_TASK
 from service.errors import REFUSALS, InternalError, ServiceError
-from service.metrics import DURATION, REQUESTS
+from service.metrics import observe_request
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -99,8 +99,7 @@ class Access:
 
     def _record(self, scope: Scope, this: Visit) -> None:
         seconds = time.perf_counter() - this.began
-        REQUESTS.labels(this.endpoint, str(this.status)).inc()
-        DURATION.labels(this.endpoint).observe(seconds)
+        observe_request(this.endpoint, this.status, seconds)
         if self.log:
             line = {
                 "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime()) + "Z",

@@ -25,7 +25,7 @@ import bentoml  # isort: skip
 from bentoml.exceptions import BentoMLException
 from starlette.requests import Request
 
-from service.api import create_app, past_fastapi
+from service.api import TaskRoutes, create_app, mounted
 from service.cards import Task
 from service.catalogue import load_models
 from service.engine import DeviceUnusable
@@ -45,6 +45,7 @@ except SettingsError as _error:
 
 API = create_app(SETTINGS)
 
+_GARBAGE = 20_000  # objects between two looks for cycles, of which requests leave few; Python's 700 is every other one
 _GRACE_SECONDS = 30  # BentoML's own timeout would answer in its own form: it lies this far above ours
 
 
@@ -103,7 +104,7 @@ class RawBodies:
     tracing={"excluded_urls": ".*"},
 )
 # Mounted as a plain function: the unknown paths of a Starlette app BentoML would answer itself, in its own form.
-@bentoml.asgi_app(past_fastapi(API), path="/")
+@bentoml.asgi_app(mounted(API), path="/")
 class ConvServe:
     def __init__(self) -> None:
         self._pipeline: Pipeline | None = None
@@ -136,6 +137,7 @@ class ConvServe:
         self._pipeline = API.state.pipeline = Pipeline(models, SETTINGS, self._give_up)
         gc.collect()
         gc.freeze()  # what lives for ever is not looked through again
+        gc.set_threshold(_GARBAGE)
         metrics.WORKERS.set(1)
         metrics.WORKER_STARTS.inc()
         listing = ", ".join(f"{model.card.key} on {model.engine.provider}" for model in models)
@@ -203,4 +205,5 @@ def _as_bento(error: ServiceError) -> BentoMLException:
 # The first one added lies outermost: every request of any route is seen by Access.
 _service: Any = ConvServe  # what the decorator made of the class
 _service.add_asgi_middleware(access.Access, log=SETTINGS.access_log)
+_service.add_asgi_middleware(TaskRoutes, api=API)
 _service.add_asgi_middleware(RawBodies)

@@ -5,6 +5,7 @@ The series are written to memory-mapped files in a folder that all workers of on
 """
 
 import atexit
+import functools
 import os
 import shutil
 import tempfile
@@ -99,7 +100,23 @@ class ModelSeries:
 def observe_stages(endpoint: str, stages: Mapping[str, float]) -> None:
     """Seconds by stage, the same that the answer's ``Server-Timing`` tells."""
     for stage, seconds in stages.items():
-        STAGE_DURATION.labels(endpoint, stage).observe(seconds)
+        _stage(endpoint, stage).observe(seconds)
+
+
+@functools.cache  # finding a series by its labels takes longer than adding to it
+def _stage(endpoint: str, stage: str) -> Histogram:
+    return STAGE_DURATION.labels(endpoint, stage)
+
+
+@functools.cache
+def _endpoint(endpoint: str, status: int) -> tuple[Counter, Histogram]:
+    return REQUESTS.labels(endpoint, str(status)), DURATION.labels(endpoint)
+
+
+def observe_request(endpoint: str, status: int, seconds: float) -> None:
+    requests, duration = _endpoint(endpoint, status)
+    requests.inc()
+    duration.observe(seconds)
 
 
 def exposition() -> bytes:

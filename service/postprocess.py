@@ -22,7 +22,11 @@ def predictions(probabilities: NDArray[np.float32], categories: tuple[str, ...],
     """(C,) -> the ``top_k`` likeliest categories, best first."""
     _require_finite(probabilities)
     best = np.argsort(-probabilities, kind="stable")[:top_k]
-    return [Prediction(label=categories[index], score=_score(probabilities[index])) for index in best]
+    scores = probabilities[best].tolist()
+    return [
+        Prediction(label=categories[index], score=round(score, _SCORE_DIGITS))
+        for index, score in zip(best.tolist(), scores, strict=True)
+    ]
 
 
 def whole(probabilities: NDArray[np.float32], windows: Windows) -> NDArray[np.float32]:
