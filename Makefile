@@ -3,6 +3,7 @@
 # make train DATA=…     all recipes, one after the other, from folders made by `python -m models.fetch`
 # make export           publishes what `make train` made, as new versions (REPOSITORY=, by default the bundled one)
 # make crossvalidate    each speaker of the digits and each fold of ESC-10 held out once, and the means
+# make tune             measures this machine for a minute and writes the settings it found, which make serve reads
 # make format           lets ruff mend what it can
 .DEFAULT_GOAL := serve
 SHELL := /bin/bash
@@ -12,7 +13,7 @@ BIN := $(VENV)/bin
 DATA ?= data
 REPOSITORY ?= models/repository
 
-.PHONY: serve test train export crossvalidate format clean
+.PHONY: serve tune test train export crossvalidate format clean
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or later is needed; name it: make PYTHON=python3.11"; exit 1; }
@@ -29,6 +30,9 @@ $(VENV)/dev.stamp: pyproject.toml | $(BIN)/python
 
 serve: $(VENV)/serve.stamp
 	@exec $(BIN)/python -m service
+
+tune: $(VENV)/serve.stamp
+	$(BIN)/python -m service.tune
 
 test: $(VENV)/dev.stamp
 	$(BIN)/ruff check .

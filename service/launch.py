@@ -8,14 +8,18 @@ import os
 import sys
 from pathlib import Path
 
+from dotenv import dotenv_values
+
 _ANNOUNCED = "_CONVSERVE_URL"
 _SAMPLES = Path("samples")
 _CALLS = {"classify": "cat.jpg", "segment": "tower.jpg", "audio": "seven.wav", "video": "pan-left.mp4"}
+TUNED = "tuned.env"  # in the working folder, made by ``make tune``
 _GRACE_SECONDS = 30  # what is in flight may take so long to finish after SIGTERM
 
 
 def serve() -> None:
     """Becomes ``bentoml serve``, on HOST (127.0.0.1) and PORT (3000)."""
+    _read_tuned()
     host, port = _host(os.environ.get("HOST") or "127.0.0.1"), os.environ.get("PORT") or "3000"
     if not (port.isdecimal() and 0 < int(port) < 65536):
         sys.exit(f"convserve does not start: PORT has the value {port!r}; it must be 1 to 65535")
@@ -24,6 +28,14 @@ def serve() -> None:
     arguments += ["--timeout-graceful-shutdown", str(_GRACE_SECONDS)]
     os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")  # nobody is told that, or what, is served here
     os.execv(sys.executable, [sys.executable, "-m", "bentoml", *arguments])
+
+
+def _read_tuned() -> None:
+    """What ``make tune`` found for this machine, but for what the environment says itself."""
+    if Path(TUNED).is_file():
+        found = {name: value for name, value in dotenv_values(TUNED).items() if value and name not in os.environ}
+        os.environ.update(found)
+        print(f"settings of {TUNED}: {', '.join(f'{name}={value}' for name, value in found.items())}", flush=True)
 
 
 def _host(name: str) -> str:

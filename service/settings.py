@@ -5,16 +5,19 @@ import os
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
+import pynvml
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from service.cards import MEDIA_OF_TASK
 from service.decode import Limits
-from service.engine import Device
+from service.engine import Device, GpuOptions
 from service.repository import BUNDLED
 
 PREFIX = "CONVSERVE_"
 _LIMITS = Limits()
+_CORES_PER_GPU_WORKER = 2
+_GPU_BYTES_PER_WORKER = 4 * 1024**3  # CUDA itself half of one, the bundled models with their largest batches the rest
 
 Count = Annotated[int, Field(ge=1)]
 Milliseconds = Annotated[int, Field(ge=1, le=86_400_000)]
@@ -33,7 +36,7 @@ class Settings(BaseSettings):
     default_models: Annotated[dict[str, str], NoDecode] = Field(default_factory=dict)
     device: Device = "auto"
     workers: Count | Literal["auto"] = "auto"
-    max_batch: Count | Literal["auto"] = "auto"
+    max_batch: Annotated[Count | Literal["auto"] | dict[str, Count], NoDecode] = "auto"
     queue_samples: Count = 256
     timeout_ms: Milliseconds = 30_000
     body_timeout_ms: Milliseconds = 30_000
@@ -45,6 +48,17 @@ class Settings(BaseSettings):
     max_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = _LIMITS.max_seconds
     max_channels: Count = _LIMITS.max_channels
     access_log: bool = True
+    tensorrt_cache: Path = GpuOptions().tensorrt_cache
+    tensorrt_fp16: bool = False
+
+    @field_validator("max_batch", mode="before")
+    @classmethod
+    def _batches(cls, value: object) -> object:
+        """``auto``, a number, or ``name=number,…`` -> a dictionary."""
+        if not isinstance(value, str) or "=" not in value:
+            return value
+        pairs = (item.partition("=") for item in value.split(",") if item.strip())
+        return {name.strip(): number.strip() for name, _, number in pairs}
 
     @field_validator("default_models", mode="before")
     @classmethod
@@ -85,12 +99,46 @@ class Settings(BaseSettings):
             max_channels=self.max_channels,
         )
 
+    def stated_batch(self, model: str) -> int | None:
+        """What ``MAX_BATCH`` says of the model, None where that is ``auto``."""
+        if isinstance(self.max_batch, dict):
+            return self.max_batch.get(model)
+        return None if self.max_batch == "auto" else self.max_batch
+
     def worker_count(self) -> int:
-        """``auto``: a worker per core, each with one ONNX Runtime thread, which beats one worker with many threads."""
-        return usable_cores() if self.workers == "auto" else self.workers
+        """``auto``: a worker per core, each with one ONNX Runtime thread, which beats one worker with many threads; on
+        a GPU fewer."""
+        if self.workers != "auto":
+            return self.workers
+        memory_bytes = gpu_memory_bytes() if self.device != "cpu" else 0
+        return _workers_on_gpu(usable_cores(), memory_bytes) if memory_bytes else usable_cores()
+
+    def gpu_options(self) -> GpuOptions:
+        return GpuOptions(tensorrt_cache=self.tensorrt_cache, tensorrt_float16=self.tensorrt_fp16)
 
     def threads_per_worker(self) -> int:
         return max(1, usable_cores() // self.worker_count())
+
+
+def _workers_on_gpu(cores: int, memory_bytes: int) -> int:
+    """Enough that decoding is not bound to one Python's lock, few enough that batches are large and all fit the GPU.
+
+    About a quarter of a request is Python's, so a process keeps some two cores of decoders busy; and the fewer there
+    are, the more requests meet in each one's queue.
+    """
+    return max(1, min(cores // _CORES_PER_GPU_WORKER, memory_bytes // _GPU_BYTES_PER_WORKER))
+
+
+def gpu_memory_bytes() -> int:
+    """All of the GPU's that would be used, 0 where there is none. Asks NVML, which leaves CUDA untouched: a process that
+    has initialised CUDA cannot fork others that use it."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1"):
+        return 0
+    try:
+        pynvml.nvmlInit()
+        return int(pynvml.nvmlDeviceGetMemoryInfo(pynvml.nvmlDeviceGetHandleByIndex(0)).total)
+    except pynvml.NVMLError:
+        return 0
 
 
 def usable_cores() -> int:

@@ -46,6 +46,23 @@ def test_what_is_not_there_is_refused_with_what_is() -> None:
         catalogue.named("nobody")
 
 
+def test_batches_are_as_large_as_a_models_arithmetic_is_small_or_as_the_settings_say(tmp_path: Path) -> None:
+    graphs.write_all(tmp_path)
+    card = tmp_path / "tiny-video" / "1" / "card.json"
+    content = json.loads(card.read_text())
+    content["complexity"]["macs"] = 300_000_000
+    card.write_text(json.dumps(content))
+
+    def batches(**settings: Any) -> dict[str, int]:
+        models = load_models(Settings(repository=tmp_path, device="cpu", **settings))
+        return {model.card.task: model.max_batch for model in models}
+
+    assert batches()["video"] == 3  # a thousand million multiply-accumulates a batch
+    assert batches()["classify"] == 32
+    assert set(batches(max_batch=5).values()) == {5}
+    assert batches(max_batch={"tiny-video": 7, "gone": 2}) == batches() | {"video": 7}
+
+
 def test_sound_models_load_beside_broken_ones(tmp_path: Path) -> None:
     graphs.write_all(tmp_path)
     (tmp_path / "tiny-video" / "1" / "model.onnx").write_bytes(b"")

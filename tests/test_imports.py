@@ -17,12 +17,12 @@ HTTP = {"fastapi", "starlette", "uvicorn"}
 LAYERS = [
     {"__main__"},
     {"app"},
-    {"api"},
+    {"api", "tune"},
     {"openapi", "inputs", "pipeline"},
     {"catalogue"},
     {"batcher", "settings", "access", "launch"},
     {"engine", "repository", "postprocess"},
-    {"decode", "preprocess", "schemas"},
+    {"decode", "preprocess", "schemas", "providers", "buffers"},
     {"cards", "metrics"},
     {"errors", "gpu"},
 ]

@@ -31,6 +31,8 @@ def test_defaults() -> None:
         ("WORKERS", "-1"),
         ("WORKERS", "many"),
         ("MAX_BATCH", "0"),
+        ("MAX_BATCH", "cifar10=0"),
+        ("MAX_BATCH", "cifar10=many"),
         ("MAX_SECONDS", "nan"),
         ("MAX_SECONDS", "inf"),
         ("DEVICE", "tpu"),
@@ -55,6 +57,13 @@ def test_a_setting_that_does_not_exist_is_named_with_the_one_meant(monkeypatch: 
 def test_default_models_are_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CONVSERVE_DEFAULT_MODELS", "classify=a:2, audio=b,")
     assert Settings.read().default_models == {"classify": "a:2", "audio": "b"}
+
+
+def test_batches_are_a_number_for_all_or_for_each_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONVSERVE_MAX_BATCH", "8")
+    assert Settings.read().max_batch == 8
+    monkeypatch.setenv("CONVSERVE_MAX_BATCH", "cifar10=16, camvid=1,")
+    assert Settings.read().max_batch == {"cifar10": 16, "camvid": 1}
 
 
 def test_auto_is_a_worker_per_core_with_one_thread_each(monkeypatch: pytest.MonkeyPatch) -> None:
