@@ -1,4 +1,4 @@
-"""A network -> a graph that the service's own engine answers like PyTorch."""
+"""A network -> a graph that the service's own engine answers like PyTorch, in float32 or float16."""
 
 import warnings
 from collections.abc import Sequence
@@ -11,11 +11,14 @@ from numpy.typing import NDArray
 
 from models.evaluate import Predict
 from models.graph import Served
-from service.cards import OUTPUTS_OF_TASK, Parity, Task, TensorSpec
+from models.half import to_float16
+from service.cards import OUTPUTS_OF_TASK, Metric, Parity, Precision, Task, TensorSpec
 
 OPSET = 18
 PARITY_BATCHES = (1, 3, 8)
-PARITY_LIMIT = 1e-4
+PARITY_LIMITS: dict[Precision, float] = {"float32": 1e-4, "float16": 2e-3}
+LARGEST_LOSS = 0.002  # of a metric, by float16
+_SHARES_RIGHT = ("accuracy", "mIoU", "pixel accuracy")
 _INPUTS = {"classify": "images", "segment": "images", "audio": "waveforms", "video": "clips"}
 _LAYOUTS = {"classify": "NHWC", "segment": "NHWC", "audio": "NCT", "video": "NTHWC"}
 
@@ -54,11 +57,35 @@ def export_graph(served: Served, task: Task, samples: Sequence[NDArray[np.generi
     onnx.save(graph, path)
 
 
-def parity(reference: Predict, exported: Predict, samples: Sequence[NDArray[np.generic]]) -> Parity:
-    """Compares both on real samples in batches of 1, 3 and 8. Raises ``ExportError`` above 1e-4.
+def halve_graph(path: Path) -> None:
+    """Rewrites the graph at ``path`` to compute in float16. Raises ``ExportError`` where it cannot."""
+    try:
+        onnx.save(to_float16(onnx.load(path)), path)
+    except (ValueError, OverflowError) as error:
+        raise ExportError(f"the graph cannot compute in float16: {error}") from error
+
+
+def require_as_good(exact: Sequence[Metric], halved: Sequence[Metric]) -> None:
+    """Raises ``ExportError`` where float16 costs more than 0.2 points of accuracy, mIoU or pixel accuracy."""
+    for ours, theirs in zip(exact, halved, strict=True):
+        if ours.name in _SHARES_RIGHT and round(ours.value - theirs.value, 4) > LARGEST_LOSS:
+            raise ExportError(
+                f"in float16 the {ours.name} on {ours.split} is {theirs.value:.2%} instead of {ours.value:.2%}; "
+                f"at most {LARGEST_LOSS * 100:.1f} points less are allowed"
+            )
+
+
+def parity(
+    reference: Predict,
+    exported: Predict,
+    samples: Sequence[NDArray[np.generic]],
+    precision: Precision = "float32",
+) -> Parity:
+    """Compares both on real samples in batches of 1, 3 and 8. Raises ``ExportError`` above 1e-4, in float16 2e-3.
 
     Of a segmenter the probabilities are compared, and that masks differ only where two categories tie.
     """
+    limit = PARITY_LIMITS[precision]
     worst = 0.0
     seen = 0
     for size in PARITY_BATCHES:
@@ -67,11 +94,11 @@ def parity(reference: Predict, exported: Predict, samples: Sequence[NDArray[np.g
             for a, b in zip(ours, theirs, strict=True):
                 if np.issubdtype(a.dtype, np.floating):
                     worst = max(worst, _largest_difference(a, b))
-                elif (share := float(np.mean(a != b))) > PARITY_LIMIT:
+                elif (share := float(np.mean(a != b))) > limit:
                     raise ExportError(f"{share:.2%} of the mask's pixels differ from PyTorch's")
         seen += len(chosen)
-    if worst > PARITY_LIMIT:
-        raise ExportError(f"the graph differs from PyTorch by {worst:.1e}; at most {PARITY_LIMIT} is allowed")
+    if worst > limit:
+        raise ExportError(f"the graph differs from PyTorch by {worst:.1e}; at most {limit} is allowed in {precision}")
     return Parity(largest_difference=worst, samples=seen)
 
 

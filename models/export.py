@@ -1,6 +1,6 @@
 """A trained run -> a graph that the service's own engine answers like PyTorch -> a published model.
 
-python -m models.export runs/NAME --data FOLDER [--repository models/repository] [--name NAME] [--default]
+python -m models.export runs/NAME --data FOLDER [--precision fp16] [--repository models/repository] [--name NAME]
 """
 
 import argparse
@@ -13,12 +13,21 @@ import torch
 from numpy.typing import NDArray
 
 from models.calibrate import LEAST_EXAMPLES, fit_temperature
-from models.convert import PARITY_BATCHES, ExportError, export_graph, input_spec, output_specs, parity
+from models.convert import (
+    PARITY_BATCHES,
+    ExportError,
+    export_graph,
+    halve_graph,
+    input_spec,
+    output_specs,
+    parity,
+    require_as_good,
+)
 from models.datasets import VOID, DatasetError, Example, judged_splits
-from models.evaluate import CALIBRATION_ERROR, evaluate, show, torch_predict
+from models.evaluate import CALIBRATION_ERROR, Predict, evaluate, show, torch_predict
 from models.graph import Served
 from models.inspect import complexity
-from models.options import model_name
+from models.options import PRECISIONS, add_precision, model_name
 from models.recipes import RECIPES, Recipe
 from models.runs import Run, hardware, held_out_examples, load_examples
 from service.cards import (
@@ -26,14 +35,27 @@ from service.cards import (
     Metric,
     ModelCard,
     Parity,
+    Precision,
     Training,
 )
 from service.engine import Engine
 from service.repository import BUNDLED, GRAPH, file_entry, next_version, publish
 
 
-def export(run: Run, data: Path, repository: Path, *, name: str, default: bool, ignore_index: int = VOID) -> ModelCard:
-    """Calibrates, exports, compares, evaluates the ONNX file on the test splits, publishes the next version."""
+def export(
+    run: Run,
+    data: Path,
+    repository: Path,
+    *,
+    name: str,
+    default: bool,
+    precision: Precision = "float32",
+    ignore_index: int = VOID,
+) -> ModelCard:
+    """Calibrates, exports, compares, evaluates the ONNX file on the test splits, publishes the next version.
+
+    Raises ``ExportError`` where the graph does not answer like PyTorch, or in float16 less well than in float32.
+    """
     recipe = run.recipe
     judged = {
         split: load_examples(data, split, recipe.task, run.categories, recipe.preprocess, ignore_index)
@@ -52,11 +74,14 @@ def export(run: Run, data: Path, repository: Path, *, name: str, default: bool, 
         draft = _draft_card(run, served, samples, path, repository, name, default)
         predict = Engine(draft, path.read_bytes(), threads=0).run
         agreed = parity(reference, predict, samples)
-        metrics = [
-            metric
-            for name, examples in judged.items()
-            for metric in evaluate(predict, examples, recipe.task, len(run.categories), name)
-        ]
+        metrics = _measured(predict, judged, draft)
+        if precision == "float16":
+            halve_graph(path)
+            draft = draft.model_copy(update={"precision": precision, "files": {GRAPH: file_entry(path)}})
+            predict = Engine(draft, path.read_bytes(), threads=0).run
+            agreed = parity(reference, predict, samples, precision)
+            exact, metrics = metrics, _measured(predict, judged, draft)
+            require_as_good(exact, metrics)
         calibration = Calibration(
             temperature=round(float(served.temperature), 4),
             samples=len(held_out) if len(held_out) >= LEAST_EXAMPLES else 0,
@@ -67,6 +92,15 @@ def export(run: Run, data: Path, repository: Path, *, name: str, default: bool, 
         card = draft.model_copy(update={"parity": agreed, "metrics": tuple(metrics), "calibration": calibration})
         publish(ModelCard.model_validate(card.model_dump()), path, repository)
     return card
+
+
+def _measured(predict: Predict, judged: dict[str, list[Example]], card: ModelCard) -> list[Metric]:
+    """The metrics of every split that is judged."""
+    return [
+        metric
+        for split, examples in judged.items()
+        for metric in evaluate(predict, examples, card.task, len(card.categories), split)
+    ]
 
 
 def _calibration_error(metrics: Sequence[Metric]) -> float:
@@ -138,6 +172,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--repository", type=Path, default=BUNDLED, help=f"default: {BUNDLED}")
     parser.add_argument("--name", type=model_name, help="the model's name (default: the recipe's)")
     parser.add_argument("--default", action="store_true", help="answer the route when no model is named")
+    add_precision(parser)
     parser.add_argument("--ignore-index", type=int, default=VOID, help="segment: the mask value that means void")
     arguments = parser.parse_args(argv)
     try:
@@ -148,6 +183,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             arguments.repository,
             name=arguments.name or run.recipe.name,
             default=arguments.default,
+            precision=PRECISIONS[arguments.precision],
             ignore_index=arguments.ignore_index,
         )
     except (DatasetError, ExportError, FileNotFoundError, FileExistsError) as error:

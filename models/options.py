@@ -6,7 +6,9 @@ import re
 from collections.abc import Callable
 from contextlib import suppress
 
-from service.cards import NAME_PATTERN
+from service.cards import NAME_PATTERN, Precision
+
+PRECISIONS: dict[str, Precision] = {"fp32": "float32", "fp16": "float16"}
 
 
 def within(low: int, high: int) -> Callable[[str], int]:
@@ -25,6 +27,15 @@ def rate(text: str) -> float:
         if 0 < float(text) < math.inf:
             return float(text)
     raise argparse.ArgumentTypeError(f"{text!r} is not a number above 0")
+
+
+def add_precision(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        default="fp32",
+        help="fp16: weights and arithmetic in float16, for GPUs; on a CPU it is the slower one (default: %(default)s)",
+    )
 
 
 def model_name(text: str) -> str:

@@ -31,7 +31,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from models.architectures import ARCHITECTURES
-from models.convert import PARITY_BATCHES, ExportError, export_graph, input_spec, output_specs, parity
+from models.convert import PARITY_BATCHES, ExportError, export_graph, halve_graph, input_spec, output_specs, parity
 from models.evaluate import torch_predict
 from models.graph import (
     IMAGENET_MEAN,
@@ -43,9 +43,19 @@ from models.graph import (
     ServedWatcher,
 )
 from models.inspect import complexity
-from models.options import model_name
+from models.options import PRECISIONS, add_precision, model_name
 from models.runs import hardware
-from service.cards import Colour, Dataset, ImagePreprocess, ModelCard, Parity, Task, Training, VideoPreprocess
+from service.cards import (
+    Colour,
+    Dataset,
+    ImagePreprocess,
+    ModelCard,
+    Parity,
+    Precision,
+    Task,
+    Training,
+    VideoPreprocess,
+)
 from service.engine import Engine
 from service.errors import ModelRefused
 from service.repository import BUNDLED, GRAPH, file_entry, next_version, publish
@@ -85,7 +95,14 @@ class Pretrained:
 
 
 def publish_pretrained(
-    name: str, weights: Path, categories: Path | None, repository: Path, *, model: str, default: bool
+    name: str,
+    weights: Path,
+    categories: Path | None,
+    repository: Path,
+    *,
+    model: str,
+    default: bool,
+    precision: Precision = "float32",
 ) -> ModelCard:
     """Exports network ``name`` with the file ``weights`` and publishes it as the next version of ``model``.
 
@@ -106,6 +123,8 @@ def publish_pretrained(
     with tempfile.TemporaryDirectory() as folder:
         graph = Path(folder) / GRAPH
         export_graph(served, pretrained.task, samples, graph)
+        if precision == "float16":
+            halve_graph(graph)
         with torch.inference_mode():
             prepared = served.prepare(torch.zeros(1, *shape, dtype=torch.uint8))
         description, dataset, training = _provenance(pretrained, weights)
@@ -115,6 +134,7 @@ def publish_pretrained(
             task=pretrained.task,
             default=default,
             architecture=f"{name}()",
+            precision=precision,
             description=description,
             categories=names,
             palette=voc_colours(len(names)) if pretrained.task == "segment" else None,
@@ -129,7 +149,10 @@ def publish_pretrained(
             files={GRAPH: file_entry(graph)},
         )
         agreed = parity(
-            torch_predict(served, torch.device("cpu")), Engine(draft, graph.read_bytes(), threads=0).run, samples
+            torch_predict(served, torch.device("cpu")),
+            Engine(draft, graph.read_bytes(), threads=0).run,
+            samples,
+            precision,
         )
         card = draft.model_copy(update={"parity": agreed})
         publish(card, graph, repository)
@@ -411,6 +434,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--repository", type=Path, default=BUNDLED, help=f"default: {BUNDLED}")
     parser.add_argument("--name", type=model_name, help="the model's name (default: the network's)")
     parser.add_argument("--default", action="store_true", help="answer the route when no model is named")
+    add_precision(parser)
     arguments = parser.parse_args(argv)
     pretrained = PRETRAINED[arguments.network]
     try:
@@ -429,6 +453,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             arguments.repository,
             model=arguments.name or arguments.network,
             default=arguments.default,
+            precision=PRECISIONS[arguments.precision],
         )
     except (WeightsError, ExportError, ModelRefused, FileExistsError) as error:
         raise SystemExit(f"cannot publish: {error}") from error

@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Task = Literal["classify", "segment", "audio", "video"]
+Precision = Literal["float32", "float16"]
 Size = tuple[Annotated[int, Field(ge=1, le=4096)], Annotated[int, Field(ge=1, le=4096)]]
 Colour = tuple[
     Annotated[int, Field(ge=0, le=255)], Annotated[int, Field(ge=0, le=255)], Annotated[int, Field(ge=0, le=255)]
@@ -169,6 +170,7 @@ class ModelCard(_Strict):
     task: Task
     default: bool
     architecture: str
+    precision: Precision = "float32"  # of the arithmetic, not of inputs and outputs; older cards do not say
     description: str = ""
     categories: Annotated[tuple[str, ...], Field(min_length=1)]
     palette: tuple[Colour, ...] | None = None
@@ -217,3 +219,7 @@ class ModelCard(_Strict):
         if isinstance(spec, VideoPreprocess):
             return ((spec.frames, *spec.size, 3),)
         return tuple((*size, 3) for size in spec.sizes)
+
+    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """That of each output for one sample of ``shape``: of a segmenter (H, W), else (C,)."""
+        return shape[:2] if self.task == "segment" else (len(self.categories),)

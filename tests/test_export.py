@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from models import evaluate as evaluation
 from models import export as exporting
-from models.convert import ExportError, parity
+from models.convert import ExportError, halve_graph, parity, require_as_good
 from models.datasets import Example
 from models.evaluate import evaluate, torch_predict
 from models.export import export, main
@@ -21,7 +21,7 @@ from models.graph import SERVED
 from models.recipes import RECIPES, Source
 from models.runs import Run, load_examples
 from models.trainer import Trainer
-from service.cards import ModelCard, Task
+from service.cards import Metric, ModelCard, Task
 from service.engine import Engine, Outputs
 from service.repository import CARD, GRAPH, StoredModel, find_models, read_graph
 from tests.folders import SCENE, small_recipe, write_data
@@ -236,6 +236,87 @@ def test_the_command_line_evaluates_a_run_and_its_export_alike(
         numbers = [float(word) for line in (ours, theirs) for word in line if "." in word and word[0].isdigit()]
         assert numbers[0] == pytest.approx(numbers[1], abs=2e-4)
         assert ours[-6:] == theirs[-6:]  # "on 6 files of …/test"
+
+
+# In float16, which ONNX Runtime computes on the CPU by casting
+
+
+@pytest.fixture
+def halved(published: Published, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Published:
+    """The same run exported in float16; its graph in float32 is the one that was exported before."""
+
+    def copied(served: object, task: Task, samples: object, path: Path) -> None:
+        shutil.copy(published.model.folder / GRAPH, path)
+
+    monkeypatch.setattr(exporting, "export_graph", copied)
+    card = export(published.run, published.data, tmp_path, name="half", default=False, precision="float16")
+    return published._replace(repository=tmp_path, card=card)
+
+
+def test_in_float16_inputs_and_outputs_stay_and_answers_do_within_2e_3(published: Published, halved: Published) -> None:
+    task = published.card.task
+    assert (published.card.precision, halved.card.precision) == ("float32", "float16")
+    assert halved.card.parity.largest_difference <= 2e-3 and halved.card.parity.samples == 12
+    assert (halved.card.input, halved.card.outputs) == (published.card.input, published.card.outputs)
+    examples = load_examples(published.data, "test", task, published.card.categories, published.card.preprocess)
+    for batch in (1, 3):
+        samples = exporting._varied_samples(examples)[:batch]
+        found = halved.engine().run(samples)
+        for ours, theirs in zip(found, published.engine().run(samples), strict=True):
+            for a, b in zip(ours, theirs, strict=True):
+                assert a.dtype == b.dtype
+                assert np.mean(a != b) < 2e-3 if a.dtype == np.uint8 else np.allclose(a, b, atol=2e-3)
+
+
+def test_in_float16_the_weights_take_half_of_the_bytes(published: Published, halved: Published) -> None:
+    def weights(model: StoredModel) -> dict[int, int]:
+        found: dict[int, int] = {}
+        for tensor in onnx.load(model.folder / GRAPH).graph.initializer:
+            if len(tensor.dims) > 1:
+                found[tensor.data_type] = found.get(tensor.data_type, 0) + int(np.prod(tensor.dims))
+        return found
+
+    single, half = weights(published.model), weights(halved.model)
+    assert half[onnx.TensorProto.FLOAT16] + half.get(onnx.TensorProto.FLOAT, 0) == single[onnx.TensorProto.FLOAT]
+    assert half[onnx.TensorProto.FLOAT16] > 2 * half[onnx.TensorProto.FLOAT] or published.card.task == "audio"
+
+
+def test_float16_that_costs_accuracy_is_not_published(
+    quick: Published, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def damaged(path: Path) -> None:
+        halve_graph(path)
+        change_one_weight(path)
+
+    monkeypatch.setattr(exporting, "halve_graph", damaged)
+    with pytest.raises(ExportError, match=r"differs from PyTorch by .*; at most 0.002 is allowed in float16"):
+        export(quick.run, quick.data, quick.repository, name="pets", default=False, precision="float16")
+    assert not quick.repository.exists()
+
+
+@pytest.mark.parametrize(
+    "name, exact, half, refused",
+    [
+        ("accuracy", 0.9, 0.898, False),
+        ("accuracy", 0.9, 0.8979, True),
+        ("accuracy", 0.9, 0.95, False),
+        ("mIoU", 0.5566, 0.5540, True),
+        ("negative log likelihood", 0.9, 0.5, False),
+    ],
+)
+def test_float16_may_cost_a_fifth_of_a_point(name: str, exact: float, half: float, refused: bool) -> None:
+    one, other = ([Metric(name=name, value=value, samples=1000, split="test")] for value in (exact, half))
+    if refused:
+        with pytest.raises(ExportError, match=f"in float16 the {name} on test is .*; at most 0.2 points less"):
+            require_as_good(one, other)
+    else:
+        require_as_good(one, other)
+
+
+def test_a_card_that_does_not_say_its_precision_is_of_float32(published: Published) -> None:
+    content = json.loads((published.model.folder / CARD).read_text())
+    assert content.pop("precision") == "float32"
+    assert ModelCard.model_validate(content).precision == "float32"
 
 
 # Exporting again, without the exporter: it copies the graph that was exported before.
