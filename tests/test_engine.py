@@ -1,24 +1,32 @@
+import ctypes
 import json
-from pathlib import Path
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 import pytest
+from numpy.typing import NDArray
 
-from service import engine
+from service import buffers, engine
 from service.cards import ModelCard
-from service.engine import CPU, CUDA, DeviceUnusable, Engine
+from service.engine import CPU, CUDA, Engine
 from service.errors import ModelRefused
+from service.providers import Opened
 from tests import graphs
 
-NO_GPU = pytest.mark.skipif(Path("/dev/nvidia0").exists(), reason="there is a GPU here")
 
-
-def _engine(task: str = "classify", graph: bytes | None = None, device: Any = "cpu", **changed: Any) -> Engine:
+def _engine(
+    task: str = "classify",
+    graph: bytes | None = None,
+    device: Any = "cpu",
+    max_batch: int | None = None,
+    **changed: Any,
+) -> Engine:
     graph = graph or graphs._TASKS[task]["graph"]()
     content = graphs.card_content(task, graph, **changed)
-    return Engine(ModelCard.model_validate_json(json.dumps(content)), graph, device=device)
+    return Engine(ModelCard.model_validate_json(json.dumps(content)), graph, device=device, max_batch=max_batch)
 
 
 def _grey(level: int) -> np.ndarray:
@@ -88,38 +96,166 @@ def test_the_blank_sample_is_one_that_runs() -> None:
         runner.warm_up(3)
 
 
-@NO_GPU
-def test_auto_falls_back_to_the_cpu_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
-    engine.logger.parent.propagate = True  # type: ignore[union-attr]
-    engine._warn_once.cache_clear()
-    assert [_engine(device="auto").provider, _engine(device="auto").provider] == [CPU, CPU]
-    assert caplog.text.count("run on the CPU") == 1
+def test_the_cpu_warms_the_smallest_and_the_largest_batch() -> None:
+    assert _engine().batch_sizes(32) == [1, 32]
+    assert _engine().batch_sizes(1) == [1]
 
 
-@NO_GPU
-@pytest.mark.parametrize("device", ["cuda", "tensorrt"])
-def test_a_device_asked_for_by_name_must_work(device: str) -> None:
-    with pytest.raises(DeviceUnusable, match=f"CONVSERVE_DEVICE={device}"):
-        _engine(device=device)
+# On a GPU that is none: the session is the CPU's, "its" memory the host's.
 
 
-def test_the_cpu_warms_the_smallest_and_the_largest_batch_a_gpu_every_one_that_will_run() -> None:
-    runner = _engine()
-    assert runner.batch_sizes(32) == [1, 32]
-    runner.provider = CUDA
-    assert runner.batch_sizes(32) == [1, 2, 4, 8, 16, 32]
-    assert runner.batch_sizes(20) == [1, 2, 4, 8, 16, 32]
+class HostMemory:
+    """What is copied to the GPU, and from it, in bytes."""
+
+    device = "cpu"
+
+    def __init__(self) -> None:
+        self.copied: list[int] = []
+
+    def locked(self, shape: tuple[int, ...], dtype: np.dtype[np.generic]) -> NDArray[np.generic]:
+        return np.empty(shape, dtype)
+
+    def upload(self, source: NDArray[np.generic], address: int) -> None:
+        self.copied.append(source.nbytes)
+        ctypes.memmove(address, source.ctypes.data, source.nbytes)
+
+    def download(self, address: int, target: NDArray[np.generic]) -> None:
+        self.copied.append(target.nbytes)
+        ctypes.memmove(target.ctypes.data, address, target.nbytes)
+
+
+class Gpu:
+    """Opens sessions of the CPU and says they were CUDA's; keeps what was asked for."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.opened: list[dict[str, Any]] = []
+        self.memory = HostMemory()
+        self.captured: list[int] = []
+        self.capture_fails = False
+        monkeypatch.setattr(engine, "open_session", self.open_session)
+        monkeypatch.setattr(engine, "CudaMemory", lambda: self.memory)
+        monkeypatch.setattr(buffers.BoundBatch, "capture", lambda batch: self.capture(batch))
+
+    def open_session(self, card: ModelCard, graph: bytes, **asked: Any) -> Opened:
+        self.opened.append(asked)
+        on_gpu = asked["device"] != "cpu"
+        session = ort.InferenceSession(graph, providers=[CPU])
+        return Opened(session, CUDA if on_gpu else CPU, asked["options"].cuda_graphs and on_gpu)
+
+    def capture(self, batch: buffers.BoundBatch) -> None:
+        if self.capture_fails:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        self.captured.append(batch._graph_id)
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Gpu:
+    return Gpu(monkeypatch)
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 8, 9])
-def test_padding_a_batch_changes_no_answer(count: int) -> None:
-    runner = _engine()
-    plain = runner.run([_grey(level) for level in range(count)])
-    runner.provider = CUDA  # pads to powers of two; the session stays on the CPU
-    padded = runner.run([_grey(level) for level in range(count)])
-    assert len(padded) == count
-    for ours, theirs in zip(plain, padded, strict=True):
-        np.testing.assert_array_equal(ours[0], theirs[0])
+def test_on_a_gpu_a_batch_is_padded_to_a_power_of_two_and_answers_the_same(gpu: Gpu, count: int) -> None:
+    runner = _engine(device="cuda")
+    runner.warm_up(16)
+    assert runner._gpu is not None
+    bound = len(runner._gpu._batches)
+    for levels in (range(count), range(100, 100 + count)):  # the second finds the first in the buffers
+        together = runner.run([_grey(level) for level in levels])
+        assert [int(outputs[0].argmax()) for outputs in together] == list(levels)
+    assert len(runner._gpu._batches) == bound  # 1, 2, 4, 8, 16: no size of its own
+
+
+def test_on_a_gpu_only_what_is_asked_is_copied(gpu: Gpu) -> None:
+    runner = _engine(device="cuda")
+    runner.warm_up(8)
+    gpu.memory.copied.clear()
+    runner.run([_grey(1)] * 5)
+    assert gpu.memory.copied == [5 * 4 * 4 * 3, 5 * 256 * 4]
+
+
+def test_on_a_gpu_an_answer_outlives_the_next_batch(gpu: Gpu) -> None:
+    runner = _engine(device="cuda")
+    first = runner.run([_grey(1), _grey(2)])
+    runner.run([_grey(3), _grey(4)])
+    assert [int(outputs[0].argmax()) for outputs in first] == [1, 2]
+
+
+@pytest.mark.parametrize("task", ["classify", "segment", "audio", "video"])
+def test_on_a_gpu_every_task_answers_as_on_the_cpu(gpu: Gpu, task: str) -> None:
+    runner, plain = _engine(task, device="cuda"), _engine(task)
+    random = np.random.default_rng(0)
+    for shape in plain.card.sample_shapes():
+        samples = [random.uniform(0, 1, shape) for _ in range(3)]
+        batch = [
+            (sample * 255).astype(np.uint8) if task != "audio" else (sample - 0.5).astype(np.float32)
+            for sample in samples
+        ]
+        for ours, theirs in zip(runner.run(batch), plain.run(batch), strict=True):
+            for a, b in zip(ours, theirs, strict=True):
+                np.testing.assert_array_equal(a, b)
+
+
+def test_a_gpu_is_warmed_with_every_size_and_shape_that_will_run(gpu: Gpu) -> None:
+    runner = _engine("segment", device="cuda")
+    assert runner.batch_sizes(6) == [1, 2, 4, 8]
+    assert runner.batch_sizes(8) == [1, 2, 4, 8]
+    assert runner.warm_up(6) > 0
+    assert runner._gpu is not None
+    shapes = {(size, *shape) for size in (1, 2, 4, 8) for shape in runner.card.sample_shapes()}
+    assert set(runner._gpu._batches) == shapes
+    assert sorted(gpu.captured) == list(range(1, len(shapes) + 1))  # each has a CUDA graph, and an id, of its own
+
+
+def test_a_gpu_prepares_for_the_largest_padded_batch(gpu: Gpu) -> None:
+    _engine(device="tensorrt", max_batch=20)
+    _engine(device="tensorrt")
+    assert [asked["largest_batch"] for asked in gpu.opened] == [32, 128]
+
+
+def test_where_cuda_graphs_cannot_be_captured_it_goes_on_without(gpu: Gpu, caplog: pytest.LogCaptureFixture) -> None:
+    engine.logger.parent.propagate = True  # type: ignore[union-attr]
+    runner = _engine(device="cuda")
+    gpu.capture_fails = True
+    runner.warm_up(4)
+    assert "runs without CUDA graphs: operation not permitted" in caplog.text
+    assert [asked["options"].cuda_graphs for asked in gpu.opened] == [True, False]
+    assert int(runner.run([_grey(9)])[0][0].argmax()) == 9
+    runner.warm_up(4)  # does not try again
+    assert len(gpu.opened) == 2
+
+
+def test_a_gpu_that_cannot_run_leaves_the_cpu_under_auto(
+    gpu: Gpu, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fails(batch: object, samples: object) -> None:
+        raise RuntimeError("no kernel image is available for execution on the device")
+
+    engine.logger.parent.propagate = True  # type: ignore[union-attr]
+    monkeypatch.setattr(buffers.BoundBatch, "run", fails)
+    runner = _engine(device="auto")
+    assert runner.provider == CPU
+    assert "run on the CPU" in caplog.text and "no kernel image" in caplog.text
+    runner.warm_up(2)
+    with pytest.raises(ModelRefused, match="no kernel image"):
+        _engine(device="cuda")
+
+
+def test_one_thread_runs_all_batches_as_cuda_graphs_belong_to_threads(
+    gpu: Gpu, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: set[int] = set()
+    upload = gpu.memory.upload
+
+    def watched(source: NDArray[np.generic], address: int) -> None:
+        seen.add(threading.get_ident())
+        upload(source, address)
+
+    monkeypatch.setattr(gpu.memory, "upload", watched)
+    runner = _engine(device="cuda")
+    runner.warm_up(2)
+    with ThreadPoolExecutor(1) as other:
+        other.submit(runner.run, [_grey(1)]).result()
+    assert len(seen) == 1 and threading.get_ident() not in seen
 
 
 def test_the_session_has_the_answers_of_plain_onnx_runtime() -> None:
