@@ -4,6 +4,7 @@
 # make export           publishes what `make train` made, as new versions (REPOSITORY=, by default the bundled one)
 # make crossvalidate    each speaker of the digits and each fold of ESC-10 held out once, and the means
 # make tune             measures this machine for a minute and writes the settings it found, which make serve reads
+# make bench            the service beside its limit and its peers: a few hours (OPTIONS=--quick for a glance)
 # make format           lets ruff mend what it can
 .DEFAULT_GOAL := serve
 SHELL := /bin/bash
@@ -39,6 +40,9 @@ test: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest
+
+bench: $(VENV)/dev.stamp
+	$(BIN)/python -m benchmarks.bench $(OPTIONS)
 
 format: $(VENV)/dev.stamp
 	$(BIN)/ruff check --fix .

@@ -33,6 +33,7 @@ class Contestant:
     post: Callable[[Network], Post]
     read: Callable[[bytes], Answer] = json.loads
     requires: tuple[str, ...] = ()
+    interpreter: str = sys.executable  # which its environment is made of
 
     @property
     def environment(self) -> Path:
@@ -73,8 +74,8 @@ def _multipart(network: Network) -> Post:
 def _v2_json(network: Network) -> Post:
     """The Open Inference Protocol, bytes in base64."""
     data = base64.b64encode(network.body).decode("ascii")
-    tensor = {"name": "files", "shape": [1, 1], "datatype": "BYTES", "data": [data]}
-    tensor["parameters"] = {"content_type": "base64"}
+    form = {"content_type": "base64"}
+    tensor = {"name": "files", "shape": [1, 1], "datatype": "BYTES", "parameters": form, "data": [data]}
     body = json.dumps({"inputs": [tensor]}).encode()
     return Post("/v2/models/model/infer", body, {"Content-Type": "application/json"})
 
@@ -131,6 +132,8 @@ PEERS = (
         _v2_binary,
         _first_v2_output,
         requires=("nvidia-pytriton==0.7.0", "numpy<2"),
+        # It brings a Python of its own, which fails on the standard library of 3.11.5 and later; Debian 12 has 3.11.2.
+        interpreter="/usr/bin/python3",
     ),
 )
 CONTESTANTS = {contestant.name: contestant for contestant in (CONVSERVE, STARLETTE, *PEERS)}

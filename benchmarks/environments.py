@@ -2,7 +2,6 @@
 
 import shutil
 import subprocess
-import sys
 
 from benchmarks.contestants import Contestant, stages_require
 
@@ -23,10 +22,12 @@ def install(contestant: Contestant) -> None:
         return
     shutil.rmtree(folder, ignore_errors=True)
     try:
-        _run(sys.executable, "-m", "venv", str(folder))
+        _run(contestant.interpreter, "-m", "venv", str(folder))
         _run(str(contestant.python), "-m", "pip", "install", "--quiet", *wanted.splitlines())
     except subprocess.TimeoutExpired as error:
         raise NotInstalled(f"installing took longer than {error.timeout:.0f} s") from error
+    except FileNotFoundError as error:
+        raise NotInstalled(f"{contestant.interpreter} is missing, which {contestant.label} needs") from error
     except subprocess.CalledProcessError as error:
         lines = [line for line in error.stderr.splitlines() if line.startswith("ERROR")] or [error.stderr[-300:]]
         raise NotInstalled(f"{contestant.label} could not be installed: {lines[0]}") from error

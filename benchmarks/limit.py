@@ -43,15 +43,16 @@ def measure(model: Path, file: Path, *, processes: int, batch: int, seconds: flo
             started.callback(worker.kill)
             assert worker.stdout is not None
             worker.stdout.readline()  # it is warm
-        said = []
+        rates: list[float] = []
         for worker in workers:  # all begin now: they were waiting for a line
             assert worker.stdin is not None
             worker.stdin.write("\n")
             worker.stdin.flush()
         for worker in workers:
             printed, _ = worker.communicate(timeout=_START_SECONDS + 10 * seconds)
-            said.append(json.loads(printed))
-    return sum(one["requests"] / one["seconds"] for one in said)
+            said = json.loads(printed)
+            rates.append(said["requests"] / said["seconds"])
+    return sum(rates)
 
 
 def best_batch(model: Path, file: Path, *, processes: int, seconds: float) -> int:

@@ -40,11 +40,9 @@ def measure(url: str, body: bytes, headers: Mapping[str, str], *, connections: i
         options += [option for item in headers.items() for option in ("--header", ": ".join(item))]
         command = [wrk, "--threads=1", *options, f"--script={SCRIPT}", url, "--", file.name]
         try:
-            done = subprocess.run(
-                command, capture_output=True, text=True, check=True, timeout=seconds + _GRACE_SECONDS
-            )
+            done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=seconds + _GRACE_SECONDS)
         except (subprocess.CalledProcessError, subprocess.TimeoutExpired) as error:
-            raise LoadError(f"{error}: {error.stderr or error.stdout or ''}") from error
+            raise LoadError(f"{error}: {error.stderr!r}") from error
     return parse(done.stdout)
 
 

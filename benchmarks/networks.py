@@ -5,7 +5,8 @@ ResNet-50 at 224x224 what computing costs. The others are the bundled models.
 """
 
 import io
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from PIL import Image
@@ -18,12 +19,13 @@ WORK = ROOT / ".bench"  # everything that the benchmark makes and keeps: environ
 RANDOM = ("resnet20", "resnet50")
 _SAMPLES = {"segment": "tower.jpg", "audio": "seven.wav", "video": "pan-left.mp4"}
 _CONTENT_TYPES = {"classify": "image/jpeg", "segment": "image/jpeg", "audio": "audio/wav", "video": "video/mp4"}
+_MAX_BATCH = {"classify": 32, "segment": 4, "audio": 32, "video": 8}
 
 
 @dataclass(frozen=True)
 class Network:
     card: ModelCard
-    repository: Path  # this model stands in it alone
+    repository: Path  # in its own, this model stands alone
     body: bytes
 
     @property
@@ -41,6 +43,11 @@ class Network:
     @property
     def content_type(self) -> str:
         return _CONTENT_TYPES[self.card.task]
+
+    @property
+    def max_batch(self) -> int:
+        """What a peer may put together: as much as the service does on a CPU."""
+        return _MAX_BATCH[self.card.task]
 
 
 def names() -> list[str]:
@@ -68,6 +75,17 @@ def network(name: str, work: Path = WORK) -> Network:
             folder.symlink_to(stored.folder)
     card = ModelCard.model_validate_json((folder / CARD).read_bytes())
     return Network(card, repository, body(card))
+
+
+def together(networks: Sequence[Network], work: Path = WORK) -> list[Network]:
+    """The same networks, all in one repository."""
+    repository = work / "repositories" / "-".join(network.name for network in networks)
+    for network in networks:
+        place = repository / network.name / str(network.card.version)
+        if not place.exists():
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.symlink_to(network.folder.resolve())
+    return [replace(network, repository=repository) for network in networks]
 
 
 def body(card: ModelCard) -> bytes:

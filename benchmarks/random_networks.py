@@ -1,4 +1,4 @@
-"""Networks with random weights -> models, by the project's own export: of known size and speed, and at hand anywhere."""
+"""Networks with random weights -> models, by the project's own export: of known cost, and at hand anywhere."""
 
 import tempfile
 from collections.abc import Callable

@@ -74,9 +74,7 @@ class Stages:
         if isinstance(spec, AudioPreprocess):
             windows = audio_windows(decode_audio(data, _LIMITS, sample_rate_hz=spec.sample_rate_hz), spec)
         else:
-            frames = decode_video(
-                data, _LIMITS, frame_rate_hz=spec.frame_rate_hz, shorter_side=spec.shorter_side
-            )
+            frames = decode_video(data, _LIMITS, frame_rate_hz=spec.frame_rate_hz, shorter_side=spec.shorter_side)
             windows = video_windows(frames, spec)
         return Prepared(windows.samples, windows=windows)
 

@@ -26,4 +26,6 @@ class Classifier:
 
 if __name__ == "__main__":
     address = ["--host", "127.0.0.1", "--port", str(SETUP.port)]
-    os.execv(sys.executable, [sys.executable, "-m", "bentoml", "serve", "benchmarks.peers.bentoml:Classifier", *address])
+    os.execv(
+        sys.executable, [sys.executable, "-m", "bentoml", "serve", "benchmarks.peers.bentoml:Classifier", *address]
+    )

@@ -26,9 +26,7 @@ class Classifier:
 
 
 if __name__ == "__main__":
-    config = TritonConfig(
-        http_address="127.0.0.1", http_port=SETUP.port, allow_grpc=False, allow_metrics=False
-    )
+    config = TritonConfig(http_address="127.0.0.1", http_port=SETUP.port, allow_grpc=False, allow_metrics=False)
     with Triton(config=config) as triton:
         triton.bind(
             model_name="model",

@@ -1,0 +1,56 @@
+"""Results -> a chart: requests per second of everyone, a panel each network, the limit as a line."""
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from benchmarks.contestants import CONTESTANTS, CONVSERVE, STARLETTE
+from benchmarks.results import Key, Results
+from benchmarks.throughput import LIMIT
+
+_BLUE, _SKY, _GREY, _INK = "#0072B2", "#56B4E9", "#bbbbbb", "#222222"
+_CONNECTIONS = (64, 16)  # the first of which there are figures
+_COLUMNS, _WIDTH, _ROW, _HEAD = 2, 10.0, 0.3, 1.0  # inches
+_STYLE: Any = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "text.color": _INK}
+
+
+def draw(results: Results, path: Path) -> None:
+    rates = results.spreads("requests_per_second")
+    served = [key for key in rates if key.scenario == "throughput"]
+    networks = list(dict.fromkeys(key.network for key in served)) or ["nothing measured"]
+    count = next((count for count in _CONNECTIONS if any(key.connections == count for key in served)), 1)
+    rows = -(-len(networks) // _COLUMNS)
+    height = rows * (_HEAD + _ROW * max(1, len({key.contestant for key in served}))) + 0.4
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(_WIDTH, height), layout="constrained", dpi=150)
+        figure.suptitle(f"requests per second, {count} connections, {results.machine['cores']} CPU cores")
+        for place, network in enumerate(networks):
+            _panel(figure.add_subplot(rows, _COLUMNS, place + 1), results, network, count)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path)
+
+
+def _panel(axes: Axes, results: Results, network: str, count: int) -> None:
+    rates = results.spreads("requests_per_second")
+    found = {name: rates[key] for name in CONTESTANTS if (key := Key("throughput", name, network, count)) in rates}
+    names = sorted(found, key=lambda name: found[name].median)
+    colours = {CONVSERVE.name: _BLUE, STARLETTE.name: _SKY}
+    axes.barh(
+        [CONTESTANTS[name].label for name in names],
+        [found[name].median for name in names],
+        color=[colours.get(name, _GREY) for name in names],
+        xerr=(
+            [found[name].median - found[name].low for name in names],
+            [found[name].high - found[name].median for name in names],
+        ),
+        error_kw={"ecolor": _INK, "elinewidth": 0.8},
+    )
+    axes.set_title(network, loc="left")
+    if (limit := rates.get(Key("throughput", LIMIT, network, 0))) is not None:
+        axes.axvline(limit.median, color=_INK, linestyle="--", linewidth=1)
+        axes.annotate(
+            "limit", (limit.median, 1.0), xycoords=("data", "axes fraction"), ha="right", va="top", rotation=90
+        )

@@ -1,0 +1,183 @@
+"""Open-loop load: requests are sent when they are due, whether or not the server has answered the ones before.
+
+Latency counts from the moment at which a request was due, so that a server that makes the sender wait is not flattered
+(Tene's coordinated omission). Arrivals are a Poisson process, the same one each time.
+"""
+
+import asyncio
+import heapq
+import itertools
+import random
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from benchmarks.contestants import Post
+
+GOOD, REFUSED, BROKEN = 200, 503, 0
+_MAX_CONNECTIONS = 8000
+_DRAIN_SECONDS = 30
+_SEED = 0
+_IN_A_ROW = 5
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Requests of one kind, so many a second."""
+
+    name: str
+    post: Post
+    rate_hz: float
+
+
+@dataclass(frozen=True)
+class Outcome:
+    stream: str
+    status: int  # of HTTP; BROKEN where there was no answer
+    seconds: float
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """Nearest rank; NaN of nothing."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(share * len(ordered)))] if ordered else float("nan")
+
+
+def encoded(post: Post, port: int) -> bytes:
+    """The request as it is sent."""
+    lines = [f"POST {post.path} HTTP/1.1", f"Host: 127.0.0.1:{port}", f"Content-Length: {len(post.body)}"]
+    lines += [": ".join(header) for header in post.headers.items()]
+    return "\r\n".join([*lines, "", ""]).encode() + post.body
+
+
+class _Connection(asyncio.Protocol):
+    """One keep-alive connection, one request at a time."""
+
+    def __init__(self, idle: "list[_Connection]") -> None:
+        self._idle = idle
+        self._transport: asyncio.Transport | None = None
+        self._received = bytearray()
+        self._missing = 0  # bytes of the body, once the head is there
+        self._status = 0
+        self._answer: asyncio.Future[int] | None = None
+
+    def ask(self, request: bytes) -> "asyncio.Future[int]":
+        """The answer's status, or BROKEN."""
+        assert self._transport is not None
+        self._answer = asyncio.get_running_loop().create_future()
+        self._transport.write(request)
+        return self._answer
+
+    def close(self) -> None:
+        if self._transport is not None:
+            self._transport.abort()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        if self._status:
+            self._missing -= len(data)
+        else:
+            self._received += data
+            end = self._received.find(b"\r\n\r\n")
+            if end < 0:
+                return
+            head = bytes(self._received[:end]).lower().split(b"\r\n")
+            lengths = [line.split(b":")[1] for line in head if line.startswith(b"content-length:")]
+            self._status = int(head[0].split()[1])
+            self._missing = int(lengths[0]) - (len(self._received) - end - 4) if lengths else 0
+            if b"connection: close" in head and self._transport is not None:
+                self._transport.close()
+        if self._missing <= 0:
+            status, self._status = self._status, 0
+            self._received.clear()
+            if self._transport is not None and not self._transport.is_closing():
+                self._idle.append(self)
+            self._finish(status)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if self in self._idle:
+            self._idle.remove(self)
+        self._finish(BROKEN)
+
+    def _finish(self, status: int) -> None:
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_result(status)
+
+
+class Sender:
+    """Keeps connections to one server on 127.0.0.1, as many as are needed at once."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._idle: list[_Connection] = []
+        self._all: list[_Connection] = []
+
+    async def ask(self, request: bytes) -> int:
+        """The answer's status, or BROKEN."""
+        if self._idle:
+            return await self._idle.pop().ask(request)
+        if len(self._all) >= _MAX_CONNECTIONS:
+            return BROKEN
+        connection = _Connection(self._idle)
+        self._all.append(connection)
+        try:
+            await asyncio.get_running_loop().create_connection(lambda: connection, "127.0.0.1", self._port)
+        except OSError:
+            return BROKEN
+        return await connection.ask(request)
+
+    async def send(self, streams: Sequence[Stream], seconds: float) -> list[Outcome]:
+        """Every request of ``streams`` that is due within ``seconds``; returns when all are answered or given up."""
+        requests = {stream.name: encoded(stream.post, self._port) for stream in streams}
+        outcomes: list[Outcome] = []
+
+        async def one(name: str, due: float) -> None:
+            status = await self.ask(requests[name])
+            outcomes.append(Outcome(name, status, time.perf_counter() - due))
+
+        began = time.perf_counter()
+        asked: set[asyncio.Task[None]] = set()
+        for at, name in arrivals(streams, seconds):
+            if (early := began + at - time.perf_counter()) > 0:
+                await asyncio.sleep(early)
+            task = asyncio.create_task(one(name, began + at))
+            asked.add(task)
+            task.add_done_callback(asked.discard)
+        given_up: set[asyncio.Task[None]] = set()
+        if asked:
+            _, given_up = await asyncio.wait(asked, timeout=_DRAIN_SECONDS)
+        for task in given_up:
+            task.cancel()
+            outcomes.append(Outcome("", BROKEN, _DRAIN_SECONDS))
+        return outcomes
+
+    async def recover(self, post: Post, usual_seconds: float, *, limit_seconds: float) -> float:
+        """Seconds until a lone client is answered as usual again: well, and in at most twice ``usual_seconds``, five
+        times in a row. At most ``limit_seconds``."""
+        request, began, in_a_row, first = encoded(post, self._port), time.perf_counter(), 0, 0.0
+        while (asked := time.perf_counter()) - began < limit_seconds:
+            status = await self.ask(request)
+            usual = status == GOOD and time.perf_counter() - asked <= 2 * usual_seconds
+            first = first if in_a_row else asked - began
+            in_a_row = in_a_row + 1 if usual else 0
+            if in_a_row == _IN_A_ROW:
+                return first
+        return limit_seconds
+
+    def close(self) -> None:
+        for connection in self._all:
+            connection.close()
+
+
+def arrivals(streams: Sequence[Stream], seconds: float) -> Iterator[tuple[float, str]]:
+    """When which stream's next request is due, in order, in seconds from the beginning."""
+    return heapq.merge(*(_poisson(stream, seconds) for stream in streams))
+
+
+def _poisson(stream: Stream, seconds: float) -> Iterator[tuple[float, str]]:
+    generator = random.Random(f"{stream.name} {_SEED}")
+    times = itertools.accumulate(generator.expovariate(stream.rate_hz) for _ in itertools.count())
+    return ((at, stream.name) for at in itertools.takewhile(lambda at: at < seconds, times))

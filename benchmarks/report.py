@@ -1,0 +1,117 @@
+"""Results -> Markdown: what was to be reached, then every figure, as median (lowest to highest of the rounds)."""
+
+from collections.abc import Iterable, Iterator, Sequence
+
+from benchmarks.contestants import CONTESTANTS
+from benchmarks.goals import Goal, goals
+from benchmarks.results import Key, Results, Spread
+
+_METHOD = """\
+`limit` is decoding, preprocessing and the ONNX session in as many processes as cores, at the batch size that gives
+most here: no HTTP, no answer. `starlette` is bare uvicorn and Starlette with a minimal batcher. All run the same code
+between the bytes and the answer (`benchmarks/stages.py`), the same graph, and one ONNX Runtime thread in each of as
+many workers as cores, and must answer as the service does before they are measured; what differs is HTTP, queueing and
+batching. One server runs at a time, on all cores, beside its load (wrk, one thread), so that the load's share of the
+machine is in every figure but the limit's. The service logs each request, as it does by default. wrk's percentiles are
+corrected for coordinated omission. Medians over the rounds, in brackets the lowest and the highest."""
+
+
+def markdown(results: Results, chart: str) -> str:
+    machine = results.machine
+    parts = [
+        f"# The service, its limit and its peers on {machine['cores']} CPU cores",
+        f"{machine['processor']}, {machine['system']}, Python {machine['python']}.",
+        "\n".join(_runs(results)),
+        f"![requests per second]({chart})",
+        _METHOD,
+        "## What is to be reached",
+        table(("", "measured", "must", "aim", "reached"), (_goal(goal) for goal in goals(results))),
+    ]
+    for network in _networks(results, "throughput"):
+        parts += [f"## {network}", _throughput(results, network)]
+    for scenario, title in (
+        ("start", "## Start and memory"),
+        ("mixed", "## Two classes of requests at once"),
+        ("overload", "## More than it can do"),
+    ):
+        if rows := list(_values(results, scenario)):
+            parts += [title, table(("", "value", "median"), rows)]
+    if problems := list(_problems(results)):
+        parts += ["## What could not be measured", table(("", "network", "why"), problems)]
+    return "\n\n".join(parts) + "\n"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in (head, ["---"] * len(head), *rows))
+
+
+def number(value: float) -> str:
+    """Three digits that count: 1234, 123, 12.3, 1.23, 0.123."""
+    digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2 if abs(value) >= 1 else 3
+    return f"{value:,.{digits}f}"
+
+
+def spread(of: Spread | None) -> str:
+    if of is None:
+        return ""
+    return number(of.median) if of.low == of.high else f"{number(of.median)} ({number(of.low)} to {number(of.high)})"
+
+
+def _runs(results: Results) -> Iterator[str]:
+    for began, facts in results.runs.items():
+        versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
+        yield f"- {began}, commit {facts['commit']}: `{facts['command']}`; {versions}"
+
+
+def _goal(goal: Goal) -> tuple[str, ...]:
+    value = "" if goal.value is None else f"{number(goal.value)} {goal.unit}".strip()
+    return goal.what, value, number(goal.must) if goal.must else "", number(goal.aim), goal.verdict
+
+
+def _networks(results: Results, scenario: str) -> list[str]:
+    return list(dict.fromkeys(one.network for one in results.measurements if one.scenario == scenario))
+
+
+def _throughput(results: Results, network: str) -> str:
+    """A row each, the fastest first."""
+    rates, p50, p99, batch, held = (
+        results.spreads(name) for name in ("requests_per_second", "p50_ms", "p99_ms", "batch", "all_pss_mb")
+    )
+    keys = [key for key in rates if key.scenario == "throughput" and key.network == network]
+    counts = sorted({key.connections for key in keys if key.connections})
+    best: dict[str, float] = {}
+    for key in keys:
+        best[key.contestant] = max(best.get(key.contestant, 0.0), rates[key].median)
+    head = ["", *(f"requests/s at {count}" for count in counts), *(f"p50 ms at {count}" for count in counts)]
+    head += [*(f"p99 ms at {count}" for count in counts), "batch", "memory MB"]
+    rows = []
+    for contestant in sorted(best, key=lambda name: -best[name]):
+        of = [Key("throughput", contestant, network, count) for count in counts]
+        alone = Key("throughput", contestant, network, 0)  # the limit has no connections
+        row = [_label(contestant), *(spread(rates.get(key)) for key in of)]
+        if alone in rates:
+            row[1] = f"{spread(rates[alone])}, without connections"
+        latencies = (number(values[key].median) if key in values else "" for values in (p50, p99) for key in of)
+        last = max((key for key in (alone, *of) if key in rates), key=lambda key: key.connections)
+        row += [*latencies, *(number(values[last].median) if last in values else "" for values in (batch, held))]
+        rows.append(row)
+    return table(head, rows)
+
+
+def _values(results: Results, scenario: str) -> Iterator[tuple[str, str, str]]:
+    names = dict.fromkeys(name for one in results.measurements if one.scenario == scenario for name in one.values)
+    for network in _networks(results, scenario):
+        for name in names:
+            for key, of in results.spreads(name).items():
+                if (key.scenario, key.network) == (scenario, network):
+                    yield network, name, spread(of)
+
+
+def _problems(results: Results) -> Iterator[tuple[str, str, str]]:
+    for one in results.measurements:
+        if one.problem:
+            yield _label(one.contestant), one.network, " ".join(one.problem.replace("|", "/").split())
+
+
+def _label(contestant: str) -> str:
+    return CONTESTANTS[contestant].label if contestant in CONTESTANTS else contestant

@@ -1,0 +1,101 @@
+"""What was measured: one JSON file a machine, and the medians of its rounds."""
+
+import json
+import math
+import platform
+import statistics
+import subprocess
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import distributions
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from benchmarks.networks import ROOT
+
+FOLDER = Path(__file__).with_name("results")
+_NAMED = ("bentoml", "fastapi", "numpy", "onnxruntime", "onnxruntime-gpu", "pillow", "starlette", "uvicorn", "uvloop")
+
+
+class Key(NamedTuple):
+    """What is measured in each round anew."""
+
+    scenario: str
+    contestant: str
+    network: str
+    connections: int
+
+
+class Spread(NamedTuple):
+    median: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One contestant, once. ``values`` have their units in their names; ``problem`` says why there are none."""
+
+    scenario: str
+    contestant: str
+    network: str
+    connections: int = 0
+    round: int = 0
+    values: Mapping[str, float] = field(default_factory=dict)
+    problem: str = ""
+    run: str = ""  # when the run began that it is of
+
+    @property
+    def key(self) -> Key:
+        return Key(self.scenario, self.contestant, self.network, self.connections)
+
+
+@dataclass(frozen=True)
+class Results:
+    machine: Mapping[str, Any]
+    runs: Mapping[str, Any]  # by when they began: command, commit, versions
+    measurements: Sequence[Measurement]
+
+    def spreads(self, name: str) -> dict[Key, Spread]:
+        """The median and the extremes of the value ``name`` over the rounds, wherever it was measured."""
+        found: dict[Key, list[float]] = defaultdict(list)
+        for measurement in self.measurements:
+            if name in measurement.values and math.isfinite(measurement.values[name]):
+                found[measurement.key].append(measurement.values[name])
+        return {key: Spread(statistics.median(of), min(of), max(of)) for key, of in found.items()}
+
+    def merged(self, newer: "Results") -> "Results":
+        """With what was measured again replaced."""
+        again = {measurement.key for measurement in newer.measurements}
+        kept = [measurement for measurement in self.measurements if measurement.key not in again]
+        measurements = [*kept, *newer.measurements]
+        runs = {**self.runs, **newer.runs}
+        used = {measurement.run for measurement in measurements}
+        return Results(newer.machine, {run: runs[run] for run in runs if run in used}, measurements)
+
+
+def write(results: Results, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(asdict(results), indent=1) + "\n")
+
+
+def read(path: Path) -> Results:
+    """Raises ``FileNotFoundError``."""
+    held = json.loads(path.read_text())
+    return Results(held["machine"], held["runs"], [Measurement(**one) for one in held["measurements"]])
+
+
+def machine(cores: int) -> dict[str, Any]:
+    processors = [line for line in Path("/proc/cpuinfo").read_text().splitlines() if line.startswith("model name")]
+    processor = processors[0].partition(":")[2].strip() if processors else platform.machine()
+    return {"cores": cores, "processor": processor, "system": platform.system(), "python": platform.python_version()}
+
+
+def run_facts(command: str) -> dict[str, Any]:
+    """What a run's figures rest on."""
+    versions = {one.name.lower(): one.version for one in distributions() if one.name.lower() in _NAMED}
+    git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
+    changed = subprocess.run(["git", "diff", "--quiet", "HEAD"], cwd=ROOT, capture_output=True, check=False).returncode
+    commit = git.stdout.strip() + ("+changes" if changed else "")
+    return {"command": command, "commit": commit, "versions": dict(sorted(versions.items()))}
