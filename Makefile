@@ -14,7 +14,7 @@ BIN := $(VENV)/bin
 DATA ?= data
 REPOSITORY ?= models/repository
 
-.PHONY: serve tune test train export crossvalidate format clean
+.PHONY: serve tune test bench train export crossvalidate format clean
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or later is needed; name it: make PYTHON=python3.11"; exit 1; }
