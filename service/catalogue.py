@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from service.cards import ModelCard, Task
-from service.engine import CPU, Engine
+from service.engine import CPU, MAX_BATCH_GPU, Engine
 from service.errors import ModelNotFound, ModelRefused, TaskNotServed
 from service.metrics import MODEL_INFO, MODEL_LOAD_FAILURES
 from service.repository import find_models, read_graph
@@ -17,7 +17,6 @@ logger = logging.getLogger("convserve.catalogue")
 # 20 ms, spares nothing, takes more memory and keeps others waiting. `make tune` finds the best for a machine.
 _MACS_CPU = 1e9
 _MAX_BATCH_CPU = 32
-_MAX_BATCH_GPU = {"classify": 128, "segment": 32, "audio": 128, "video": 32}
 
 
 class LoadedModel(NamedTuple):
@@ -40,7 +39,12 @@ def load_models(settings: Settings) -> list[LoadedModel]:
     for model in stored:
         try:
             engine = Engine(
-                model.card, read_graph(model), device=settings.device, threads=settings.threads_per_worker()
+                model.card,
+                read_graph(model),
+                device=settings.device,
+                threads=settings.threads_per_worker(),
+                max_batch=settings.stated_batch(model.card.name),
+                options=settings.gpu_options(),
             )
             loaded.append(LoadedModel(model.card, engine, _max_batch(model.card, engine, settings)))
         except ModelRefused as error:
@@ -66,7 +70,7 @@ def _max_batch(card: ModelCard, engine: Engine, settings: Settings) -> int:
         return stated
     if engine.provider == CPU:
         return min(_MAX_BATCH_CPU, max(1, round(_MACS_CPU / max(1, card.complexity.macs))))
-    return _MAX_BATCH_GPU[card.task]
+    return MAX_BATCH_GPU[card.task]
 
 
 class Catalogue:

@@ -130,7 +130,7 @@ def _workers_on_gpu(cores: int, memory_bytes: int) -> int:
 
 
 def gpu_memory_bytes() -> int:
-    """All of the GPU's that would be used, 0 where there is none. Asks NVML, which leaves CUDA untouched: a process that
+    """Of the GPU that would be used; 0 where there is none. NVML is asked, which leaves CUDA untouched: a process that
     has initialised CUDA cannot fork others that use it."""
     if os.environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1"):
         return 0

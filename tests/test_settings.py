@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 
+from service import settings as module
 from service.decode import Limits
 from service.settings import Settings, SettingsError, usable_cores
 
@@ -67,11 +68,43 @@ def test_batches_are_a_number_for_all_or_for_each_model(monkeypatch: pytest.Monk
 
 
 def test_auto_is_a_worker_per_core_with_one_thread_each(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "gpu_memory_bytes", lambda: 0)
     settings = Settings.read()
     assert settings.worker_count() == usable_cores()
     assert settings.threads_per_worker() == 1
     monkeypatch.setenv("CONVSERVE_WORKERS", "1")
     assert Settings.read().threads_per_worker() == usable_cores()
+
+
+@pytest.mark.parametrize(
+    "cores, gibibytes, workers",
+    [(16, 140, 8), (16, 15, 3), (8, 24, 4), (2, 15, 1), (1, 80, 1), (8, 2, 1)],
+)
+def test_on_a_gpu_workers_share_its_memory_and_each_has_two_cores(
+    monkeypatch: pytest.MonkeyPatch, cores: int, gibibytes: int, workers: int
+) -> None:
+    monkeypatch.setattr(module, "gpu_memory_bytes", lambda: gibibytes * 2**30)
+    monkeypatch.setattr(module, "usable_cores", lambda: cores)
+    assert Settings.read().worker_count() == workers
+    assert Settings.read().threads_per_worker() == cores // workers
+    monkeypatch.setenv("CONVSERVE_DEVICE", "cpu")
+    assert Settings.read().worker_count() == cores
+    monkeypatch.setenv("CONVSERVE_WORKERS", "3")
+    assert Settings.read().worker_count() == 3
+
+
+def test_a_hidden_gpu_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    for value in ("", "-1"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
+        assert module.gpu_memory_bytes() == 0
+
+
+def test_what_tensorrt_is_told_is_a_setting(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert not Settings.read().gpu_options().tensorrt_float16
+    monkeypatch.setenv("CONVSERVE_TENSORRT_FP16", "true")
+    monkeypatch.setenv("CONVSERVE_TENSORRT_CACHE", str(tmp_path))
+    options = Settings.read().gpu_options()
+    assert options.tensorrt_float16 and options.tensorrt_cache == tmp_path
 
 
 def test_every_setting_stands_in_the_readme_with_its_default() -> None:
