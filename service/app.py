@@ -27,7 +27,7 @@ from starlette.requests import Request
 
 from service.api import TaskRoutes, create_app, mounted
 from service.cards import Task
-from service.catalogue import load_models
+from service.catalogue import check_loadable, load_models
 from service.engine import DeviceUnusable
 from service.errors import BodyTimeout, EmptyBody, NotReady, ServiceError
 from service.inputs import counted
@@ -50,10 +50,10 @@ _GRACE_SECONDS = 30  # BentoML's own timeout would answer in its own form: it li
 
 
 def _load_or_explain(pipe: Connection) -> None:
-    """In a process of its own: loads everything once, and sends what stands in the way, or nothing."""
+    """In a process of its own: tries whether models load, and sends what stands in the way, or nothing."""
     logging.disable(logging.WARNING)  # the workers will say the same
     try:
-        load_models(SETTINGS)
+        check_loadable(SETTINGS)
         pipe.send(None)
     except (SettingsError, DeviceUnusable) as error:
         pipe.send(str(error))

@@ -8,7 +8,7 @@ from service.cards import ModelCard, Task
 from service.engine import CPU, MAX_BATCH_GPU, Engine
 from service.errors import ModelNotFound, ModelRefused, TaskNotServed
 from service.metrics import MODEL_INFO, MODEL_LOAD_FAILURES
-from service.repository import find_models, read_graph
+from service.repository import StoredModel, find_models, read_graph
 from service.settings import Settings, SettingsError
 
 logger = logging.getLogger("convserve.catalogue")
@@ -31,22 +31,11 @@ def load_models(settings: Settings) -> list[LoadedModel]:
     Raises ``SettingsError`` if no model loads or a default that was named is missing, ``DeviceUnusable`` if the device
     that was named cannot be used.
     """
-    try:
-        stored, refused = find_models(settings.repository)
-    except OSError as error:
-        raise SettingsError(f"CONVSERVE_REPOSITORY: {error}") from error
+    stored, refused = _find(settings)
     loaded: list[LoadedModel] = []
     for model in stored:
         try:
-            engine = Engine(
-                model.card,
-                read_graph(model),
-                device=settings.device,
-                threads=settings.threads_per_worker(),
-                max_batch=settings.stated_batch(model.card.name),
-                options=settings.gpu_options(),
-            )
-            loaded.append(LoadedModel(model.card, engine, _max_batch(model.card, engine, settings)))
+            loaded.append(_load(model, settings))
         except ModelRefused as error:
             refused.append(error)
     for refusal in refused:
@@ -62,6 +51,38 @@ def load_models(settings: Settings) -> list[LoadedModel]:
             logger.warning("CONVSERVE_MAX_BATCH names %r, which is not loaded", name)
     Catalogue((model_.card for model_ in loaded), settings.default_models)  # a default that is missing stops the start
     return loaded
+
+
+def check_loadable(settings: Settings) -> None:
+    """Raises what ``load_models`` would raise, and loads no more than it takes to know."""
+    loaded: list[ModelCard] = []
+    for model in _find(settings)[0]:
+        try:
+            loaded.append(_load(model, settings).card)
+            Catalogue(loaded, settings.default_models)
+        except (ModelRefused, SettingsError):  # the next one may do
+            continue
+        return
+    load_models(settings)
+
+
+def _find(settings: Settings) -> tuple[list[StoredModel], list[ModelRefused]]:
+    try:
+        return find_models(settings.repository)
+    except OSError as error:
+        raise SettingsError(f"CONVSERVE_REPOSITORY: {error}") from error
+
+
+def _load(model: StoredModel, settings: Settings) -> LoadedModel:
+    engine = Engine(
+        model.card,
+        read_graph(model),
+        device=settings.device,
+        threads=settings.threads_per_worker(),
+        max_batch=settings.stated_batch(model.card.name),
+        options=settings.gpu_options(),
+    )
+    return LoadedModel(model.card, engine, _max_batch(model.card, engine, settings))
 
 
 def _max_batch(card: ModelCard, engine: Engine, settings: Settings) -> int:

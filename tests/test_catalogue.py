@@ -5,8 +5,9 @@ from typing import Any
 import pytest
 
 from service.cards import ModelCard
-from service.catalogue import Catalogue, load_models
+from service.catalogue import Catalogue, check_loadable, load_models
 from service.errors import ModelNotFound, TaskNotServed
+from service.repository import StoredModel, read_graph
 from service.settings import Settings, SettingsError
 from tests import graphs
 
@@ -61,6 +62,30 @@ def test_batches_are_as_large_as_a_models_arithmetic_is_small_or_as_the_settings
     assert batches()["classify"] == 32
     assert set(batches(max_batch=5).values()) == {5}
     assert batches(max_batch={"tiny-video": 7, "gone": 2}) == batches() | {"video": 7}
+
+
+def test_whether_the_service_can_start_is_known_from_as_few_models_as_possible(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    graphs.write_all(tmp_path)
+    read: list[str] = []
+
+    def remembered(model: StoredModel) -> bytes:
+        read.append(model.card.name)
+        return read_graph(model)
+
+    monkeypatch.setattr("service.catalogue.read_graph", remembered)
+    check_loadable(Settings(repository=tmp_path, device="cpu"))
+    assert read == ["tiny-audio"]
+    read.clear()
+    check_loadable(Settings(repository=tmp_path, device="cpu", default_models={"segment": "tiny-segment"}))
+    assert read[-1] == "tiny-segment" and "tiny-video" not in read
+    with pytest.raises(SettingsError, match="nobody"):
+        check_loadable(Settings(repository=tmp_path, device="cpu", default_models={"segment": "nobody"}))
+    for graph in tmp_path.glob("*/1/model.onnx"):
+        graph.write_bytes(b"")
+    with pytest.raises(SettingsError, match="no model"):
+        check_loadable(Settings(repository=tmp_path, device="cpu"))
 
 
 def test_sound_models_load_beside_broken_ones(tmp_path: Path) -> None:
