@@ -71,12 +71,14 @@ class Engine:
     def _use(self, opened: Opened) -> None:
         self._session, self.provider = opened.session, opened.provider
         self._gpu = None if self.provider == CPU else GpuBatches(self.card, self._session, CudaMemory())
+        self._ran: set[tuple[tuple[int, ...], int]] = set()  # shapes and batch sizes, so that each is warmed up once
 
     def _check_runs(self) -> None:
         """Runs a blank sample of every shape that will come: the card's preprocessing and categories must fit."""
         for shape in self.card.sample_shapes():
             try:
                 outputs = self.run([self.blank(shape)])[0]
+                self._ran.add((shape, 1))
             except Exception as error:  # ONNX Runtime's have no common base but this
                 raise ModelRefused(self.card.key, "graph", f"it does not run on samples {shape}: {error}") from error
             expected = self.card.output_shape(shape)
@@ -124,7 +126,9 @@ class Engine:
     def _run_all(self, max_batch: int) -> None:
         for shape in self.card.sample_shapes():
             for size in self.batch_sizes(max_batch):
-                self.run([self.blank(shape)] * size)
+                if (shape, size) not in self._ran:
+                    self.run([self.blank(shape)] * size)
+                    self._ran.add((shape, size))
 
     def blank(self, shape: tuple[int, ...] | None = None) -> NDArray[np.generic]:
         """A sample that every sound model answers: it tells a bad sample from a broken engine."""

@@ -110,12 +110,25 @@ def _create(graph: bytes, providers: dict[str, dict[str, str]], threads: int) ->
 
 def session_options(threads: int) -> ort.SessionOptions:
     """Of every session, on whatever hardware; ``threads`` on the CPU, 0 being all."""
+    _share_memory()
     options = ort.SessionOptions()
+    options.add_session_config_entry("session.use_env_allocators", "1")
+    # Patterns set a block aside for every shape that has come, for nothing that could be measured.
+    options.enable_mem_pattern = False
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # spinning starves the decoders
     options.log_severity_level = 4  # what goes wrong is raised, and logged by us
     return options
+
+
+@functools.cache
+def _share_memory() -> None:
+    """One pool of the CPU's memory for all sessions of the process, that grows by what is needed: each on its own would
+    keep its largest batch's for ever, rounded up to a power of two."""
+    memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    grown_as_requested = ort.OrtArenaCfg({"arena_extend_strategy": 1})
+    ort.create_and_register_allocator(memory, grown_as_requested)
 
 
 def _provider_options(
