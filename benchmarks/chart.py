@@ -22,13 +22,14 @@ def draw(results: Results, path: Path) -> None:
     served = [key for key in rates if key.scenario == "throughput"]
     networks = list(dict.fromkeys(key.network for key in served)) or ["nothing measured"]
     count = next((count for count in _CONNECTIONS if any(key.connections == count for key in served)), 1)
-    rows = -(-len(networks) // _COLUMNS)
+    columns = min(_COLUMNS, len(networks))
+    rows = -(-len(networks) // columns)
     height = rows * (_HEAD + _ROW * max(1, len({key.contestant for key in served}))) + 0.4
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(_WIDTH, height), layout="constrained", dpi=150)
         figure.suptitle(f"requests per second, {count} connections, {results.machine['cores']} CPU cores")
         for place, network in enumerate(networks):
-            _panel(figure.add_subplot(rows, _COLUMNS, place + 1), results, network, count)
+            _panel(figure.add_subplot(rows, columns, place + 1), results, network, count)
         path.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path)
 

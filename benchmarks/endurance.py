@@ -2,6 +2,7 @@
 differ in cost."""
 
 import asyncio
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
@@ -73,19 +74,21 @@ async def _overload(port: int, stream: Stream, seconds: float, usual_seconds: fl
 
 
 def tally(outcomes: Sequence[Outcome], seconds: float) -> dict[str, float]:
-    """What came of requests that were sent within ``seconds``."""
+    """What came of requests that were due within ``seconds``; only good answers that came by then make the rate."""
     good = [outcome.seconds for outcome in outcomes if outcome.status == GOOD]
     refused = [outcome.seconds for outcome in outcomes if outcome.status == REFUSED]
-    return {
+    in_time = sum(outcome.due + outcome.seconds <= seconds for outcome in outcomes if outcome.status == GOOD)
+    told = {
         "sent": len(outcomes),
         "good": len(good),
         "refused": len(refused),
         "failed": len(outcomes) - len(good) - len(refused),
-        "good_per_second": len(good) / seconds,
+        "good_per_second": in_time / seconds,
         "p50_ms": percentile(good, 0.5) * 1000,
         "p99_ms": percentile(good, 0.99) * 1000,
         "refusal_p99_ms": percentile(refused, 0.99) * 1000,
     }
+    return {name: value for name, value in told.items() if math.isfinite(value)}  # no latency where nothing came
 
 
 def mixed(plan: Plan) -> Iterator[Measurement]:
@@ -108,7 +111,7 @@ def mixed(plan: Plan) -> Iterator[Measurement]:
             values = {"offered_per_second": stream.rate_hz}
             for name, outcomes in (("alone", quiet), ("mixed", company)):
                 told = tally(outcomes, plan.overload_seconds)
-                values |= {f"{name}_{key}": told[key] for key in ("p50_ms", "p99_ms")}
+                values |= {f"{name}_{key}": told[key] for key in ("p50_ms", "p99_ms") if key in told}
                 values[f"{name}_good_share"] = told["good"] / max(1.0, told["sent"])
             yield Measurement("mixed", CONVSERVE.name, f"{stream.name} of {first} and {second}", values=values)
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from benchmarks.networks import ROOT
@@ -20,36 +20,36 @@ BATCHES = (1, 4, 8, 16, 32)
 _START_SECONDS = 60
 
 
-def measure(model: Path, file: Path, *, processes: int, batch: int, seconds: float) -> float:
-    """Requests per second of all ``processes`` together, while every one of them is at work.
+class LimitError(Exception):
+    """A process failed; the message is the last that it said."""
 
-    Raises ``subprocess.SubprocessError`` if one fails.
-    """
-    command = [sys.executable, "-m", "benchmarks.limit", str(model), str(file), f"--batch={batch}"]
+
+def measure(model: Path, file: Path, *, processes: int, batch: int, seconds: float) -> float:
+    """Requests per second of all ``processes`` together, while every one of them is at work. Raises ``LimitError``."""
+    command = [sys.executable, "-m", "benchmarks.limit", str(model), str(file)]
+    command += [f"--batch={batch}", f"--seconds={seconds}"]
+    pipe = subprocess.PIPE
     with ExitStack() as started:
-        workers = [
-            started.enter_context(
-                subprocess.Popen(
-                    [*command, f"--seconds={seconds}"],
-                    cwd=ROOT,
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    text=True,
-                )
+        workers = []
+        for _ in range(processes):
+            worker = started.enter_context(
+                subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
             )
-            for _ in range(processes)
-        ]
-        for worker in workers:
             started.callback(worker.kill)
+            workers.append(worker)
+        for worker in workers:
             assert worker.stdout is not None
-            worker.stdout.readline()  # it is warm
+            worker.stdout.readline()  # it is warm, or has ended
         rates: list[float] = []
         for worker in workers:  # all begin now: they were waiting for a line
             assert worker.stdin is not None
-            worker.stdin.write("\n")
-            worker.stdin.flush()
+            with suppress(BrokenPipeError):
+                worker.stdin.write("\n")
+                worker.stdin.flush()
         for worker in workers:
-            printed, _ = worker.communicate(timeout=_START_SECONDS + 10 * seconds)
+            printed, complaint = worker.communicate(timeout=_START_SECONDS + 10 * seconds)
+            if worker.returncode:
+                raise LimitError(complaint.strip().splitlines()[-1])
             said = json.loads(printed)
             rates.append(said["requests"] / said["seconds"])
     return sum(rates)

@@ -9,8 +9,10 @@ import heapq
 import itertools
 import random
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from benchmarks.contestants import Post
 
@@ -34,7 +36,8 @@ class Stream:
 class Outcome:
     stream: str
     status: int  # of HTTP; BROKEN where there was no answer
-    seconds: float
+    due: float  # in seconds from the beginning
+    seconds: float  # from then to the answer
 
 
 def percentile(values: Sequence[float], share: float) -> float:
@@ -73,8 +76,7 @@ class _Connection(asyncio.Protocol):
             self._transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
         if self._status:
@@ -136,22 +138,19 @@ class Sender:
 
         async def one(name: str, due: float) -> None:
             status = await self.ask(requests[name])
-            outcomes.append(Outcome(name, status, time.perf_counter() - due))
+            outcomes.append(Outcome(name, status, due, time.perf_counter() - began - due))
 
         began = time.perf_counter()
-        asked: set[asyncio.Task[None]] = set()
-        for at, name in arrivals(streams, seconds):
-            if (early := began + at - time.perf_counter()) > 0:
-                await asyncio.sleep(early)
-            task = asyncio.create_task(one(name, began + at))
-            asked.add(task)
-            task.add_done_callback(asked.discard)
-        given_up: set[asyncio.Task[None]] = set()
-        if asked:
-            _, given_up = await asyncio.wait(asked, timeout=_DRAIN_SECONDS)
-        for task in given_up:
-            task.cancel()
-            outcomes.append(Outcome("", BROKEN, _DRAIN_SECONDS))
+        try:
+            async with asyncio.timeout(seconds + _DRAIN_SECONDS), asyncio.TaskGroup() as asked:
+                for at, name in arrivals(streams, seconds):
+                    if (early := began + at - time.perf_counter()) > 0:
+                        await asyncio.sleep(early)
+                    asked.create_task(one(name, at))
+        except TimeoutError:  # what is not answered by now is cancelled, and counts as broken
+            answered = Counter(outcome.stream for outcome in outcomes)
+            for name, due in Counter(name for _, name in arrivals(streams, seconds)).items():
+                outcomes += [Outcome(name, BROKEN, seconds, _DRAIN_SECONDS)] * (due - answered[name])
         return outcomes
 
     async def recover(self, post: Post, usual_seconds: float, *, limit_seconds: float) -> float:

@@ -64,8 +64,8 @@ def _runs(results: Results) -> Iterator[str]:
 
 
 def _goal(goal: Goal) -> tuple[str, ...]:
-    value = "" if goal.value is None else f"{number(goal.value)} {goal.unit}".strip()
-    return goal.what, value, number(goal.must) if goal.must else "", number(goal.aim), goal.verdict
+    figures = ("" if of is None else f"{number(of)} {goal.unit}".strip() for of in (goal.value, goal.must, goal.aim))
+    return (goal.what, *figures, goal.verdict)
 
 
 def _networks(results: Results, scenario: str) -> list[str]:
@@ -82,8 +82,8 @@ def _throughput(results: Results, network: str) -> str:
     best: dict[str, float] = {}
     for key in keys:
         best[key.contestant] = max(best.get(key.contestant, 0.0), rates[key].median)
-    head = ["", *(f"requests/s at {count}" for count in counts), *(f"p50 ms at {count}" for count in counts)]
-    head += [*(f"p99 ms at {count}" for count in counts), "batch", "memory MB"]
+    head = ["", *(f"requests/s at {count}" for count in counts), *(f"p50, p99 ms at {count}" for count in counts)]
+    head += ["batch", "memory MB"]
     rows = []
     for contestant in sorted(best, key=lambda name: -best[name]):
         of = [Key("throughput", contestant, network, count) for count in counts]
@@ -91,7 +91,7 @@ def _throughput(results: Results, network: str) -> str:
         row = [_label(contestant), *(spread(rates.get(key)) for key in of)]
         if alone in rates:
             row[1] = f"{spread(rates[alone])}, without connections"
-        latencies = (number(values[key].median) if key in values else "" for values in (p50, p99) for key in of)
+        latencies = (f"{number(p50[key].median)}, {number(p99[key].median)}" if key in p50 else "" for key in of)
         last = max((key for key in (alone, *of) if key in rates), key=lambda key: key.connections)
         row += [*latencies, *(number(values[last].median) if last in values else "" for values in (batch, held))]
         rows.append(row)

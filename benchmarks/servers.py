@@ -2,7 +2,6 @@
 
 import ctypes
 import os
-import signal
 import socket
 import subprocess
 import time
@@ -62,7 +61,7 @@ def serving(
     others = _descendants()
     began = time.monotonic()
     with log.open("wb") as output:
-        process = psutil.Popen(
+        process = subprocess.Popen(
             [str(contestant.python), "-m", contestant.module],
             cwd=ROOT if contestant is CONVSERVE else folder,
             env=_environment(setup, network, settings),
@@ -74,7 +73,7 @@ def serving(
     try:
         post = contestant.post(network)
         _wait_until_right(process, contestant, f"http://127.0.0.1:{setup.port}", post, expected, log)
-        yield Server(contestant, setup.port, process, time.monotonic() - began, log)
+        yield Server(contestant, setup.port, psutil.Process(process.pid), time.monotonic() - began, log)
     finally:
         _end(process, others)
 
@@ -120,7 +119,7 @@ def _environment(setup: Setup, network: Network, settings: dict[str, str]) -> di
 
 
 def _wait_until_right(
-    process: psutil.Popen, contestant: Contestant, url: str, post: Post, expected: Answer, log: Path
+    process: subprocess.Popen[bytes], contestant: Contestant, url: str, post: Post, expected: Answer, log: Path
 ) -> None:
     until = time.monotonic() + START_SECONDS
     problem = "it did not listen"
@@ -155,15 +154,22 @@ def _descendants() -> set[psutil.Process]:
     return set(psutil.Process().children(recursive=True))
 
 
-def _end(process: psutil.Popen, others: set[psutil.Process]) -> None:
+def _end(process: subprocess.Popen[bytes], others: set[psutil.Process]) -> None:
     """By process ids: the server is asked; what is left after that of what it started is killed. ``others`` were there
     before."""
-    started = _descendants() - others
-    with suppress(psutil.NoSuchProcess):
-        process.send_signal(signal.SIGTERM)
-    psutil.wait_procs(started, timeout=_STOP_SECONDS)
-    left = _descendants() - others
+    process.terminate()
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(_STOP_SECONDS)
+    psutil.wait_procs(_started(process, others), timeout=_STOP_SECONDS)
+    left = _started(process, others)
     for child in left:
         with suppress(psutil.NoSuchProcess):
             child.kill()
-    psutil.wait_procs({process, *left}, timeout=_STOP_SECONDS)
+    psutil.wait_procs(left, timeout=_STOP_SECONDS)
+    process.kill()
+    process.wait()
+
+
+def _started(process: subprocess.Popen[bytes], others: set[psutil.Process]) -> set[psutil.Process]:
+    """But for itself, which only ``subprocess`` may wait for."""
+    return {child for child in _descendants() - others if child.pid != process.pid}

@@ -36,7 +36,7 @@ def throughput(plan: Plan) -> Iterator[Measurement]:
                         yield replace(blank, values=_limit(plan, network, batches))
                     else:
                         yield from _served(plan, CONTESTANTS[name], network, blank)
-                except (NotInstalled, NotServing, load.LoadError, OSError) as error:
+                except (NotInstalled, NotServing, load.LoadError, limit.LimitError, OSError) as error:
                     given_up.add((name, network.name))
                     yield replace(blank, problem=str(error))
 

@@ -1,0 +1,136 @@
+"""Medians, merging, goals and tables, against figures that are worked out by hand."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from benchmarks import bench, results
+from benchmarks.chart import draw
+from benchmarks.goals import Goal, goals
+from benchmarks.report import markdown, number, table
+from benchmarks.results import Key, Measurement, Results, Spread
+
+MACHINE = {"cores": 2, "processor": "an abacus", "system": "Linux", "python": "3.11"}
+RUNS = {"then": {"command": "bench", "commit": "abc", "versions": {"numpy": "2"}}}
+
+
+def served(
+    contestant: str, connections: int, *rates: float, network: str = "resnet20", **values: float
+) -> list[Measurement]:
+    """A measurement a round."""
+    return [
+        Measurement(
+            "throughput", contestant, network, connections, number, {"requests_per_second": rate, **values}, run="then"
+        )
+        for number, rate in enumerate(rates)
+    ]
+
+
+@pytest.fixture
+def found() -> Results:
+    measurements = [
+        *served("limit", 0, 1000, 1010, 990),
+        *served("convserve", 64, 790, 800, 870, p50_ms=70, p99_ms=90),
+        *served("starlette", 64, 820, 800, 780, p50_ms=70, p99_ms=95),
+        *served("mosec", 64, 500, 600, 640, p50_ms=100, p99_ms=120),
+        *served("litserve", 64, 300, 310, 400, p50_ms=200, p99_ms=100),
+        *served("convserve", 1, 300, p50_ms=3, p99_ms=5),
+        *served("mosec", 1, 200, p50_ms=4, p99_ms=6),
+        Measurement("throughput", "pytriton", "resnet20", problem="it | ended\nwith 1", run="then"),
+        Measurement(
+            "overload", "convserve", "resnet50", values={"share_of_peak": 0.93, "refusal_p99_ms": 60}, run="then"
+        ),
+        Measurement("start", "convserve", "bundled", values={"start_seconds": 5.5, "worker_rss_mb": 210}, run="then"),
+    ]
+    return Results(MACHINE, RUNS, measurements)
+
+
+def test_a_median_stands_between_the_extremes_of_its_rounds(found: Results) -> None:
+    assert found.spreads("requests_per_second")[Key("throughput", "convserve", "resnet20", 64)] == Spread(800, 790, 870)
+
+
+@pytest.mark.parametrize(
+    ("what", "value", "verdict"),
+    [
+        ("served ÷ limit, ResNet-20, 64 connections", 0.8, "must"),
+        ("served ÷ bare uvicorn + Starlette, ResNet-20, 64 connections", 1.0, "aim"),
+        ("requests/s ÷ best peer, resnet20, 64 connections", 800 / 600, "aim"),
+        ("requests/s ÷ best peer, resnet20, 16 connections", None, "not measured"),
+        ("p50 ÷ best peer, ResNet-20, 1 connection", 0.75, "must"),
+        ("p99 ÷ best peer, ResNet-20, 64 connections", 0.9, "must"),
+        ("overload, resnet50: good answers ÷ peak", 0.93, "must"),
+        ("overload, resnet50: p99 of refusals", 60, "missed"),
+        ("overload, resnet50: recovery", None, "not measured"),
+        ("memory per worker, all bundled models", 210, "aim"),
+        ("from start to the first answer", 5.5, "must"),
+    ],
+)
+def test_goals_are_ratios_of_medians(found: Results, what: str, value: float | None, verdict: str) -> None:
+    goal = {goal.what: goal for goal in goals(found)}[what]
+    assert goal.value == (value if value is None else pytest.approx(value))
+    assert goal.verdict == verdict
+
+
+def test_a_bound_itself_is_good_enough() -> None:
+    assert Goal("", 0.7, must=0.7, aim=0.8).verdict == "must"
+    assert Goal("", 50, must=50, aim=None, at_most=True).verdict == "must"
+    assert Goal("", 50.1, must=50, aim=None, at_most=True).verdict == "missed"
+
+
+def test_results_survive_being_written(found: Results, tmp_path: Path) -> None:
+    results.write(found, tmp_path / "new" / "cpu-2.json")
+    assert results.read(tmp_path / "new" / "cpu-2.json") == found
+
+
+def test_merging_replaces_what_was_measured_again_and_keeps_the_rest(found: Results) -> None:
+    newer = Results(MACHINE, {"now": RUNS["then"]}, [replace(one, run="now") for one in served("mosec", 64, 700)])
+    merged = found.merged(newer)
+    rates = merged.spreads("requests_per_second")
+    assert rates[Key("throughput", "mosec", "resnet20", 64)] == Spread(700, 700, 700)
+    assert rates[Key("throughput", "litserve", "resnet20", 64)].median == 310
+    assert list(merged.runs) == ["then", "now"]
+    assert list(newer.merged(replace(newer, runs={"later": {}}, measurements=[])).runs) == ["now"]
+
+
+def test_the_report_names_everyone_the_fastest_first_and_what_failed(found: Results) -> None:
+    lines = markdown(found, chart="cpu-2.png").splitlines()
+    rows = [line.split(" | ") for line in lines if line.startswith(("| limit", "| convserve", "| mosec", "| litserve"))]
+    assert [row[0] for row in rows] == ["| limit", "| convserve", "| mosec 0.9.8", "| litserve 0.2.19"]
+    assert rows[1][1:3] == ["300", "800 (790 to 870)"]
+    assert "| nvidia-pytriton 0.7.0 | resnet20 | it / ended with 1 |" in lines
+    assert any("commit abc: `bench`; numpy 2" in line for line in lines)
+
+
+def test_a_table_is_markdown() -> None:
+    assert table(("a", "b"), [("1", "2")]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(1234.5, "1,234"), (123.4, "123"), (12.34, "12.3"), (1.234, "1.23"), (0.1234, "0.123"), (0, "0.000")],
+)
+def test_three_digits_count(value: float, text: str) -> None:
+    assert number(value) == text
+
+
+def test_a_chart_is_drawn(found: Results, tmp_path: Path) -> None:
+    draw(found, tmp_path / "chart.png")
+    assert (tmp_path / "chart.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_nothing_measured_is_a_report_all_the_same(tmp_path: Path) -> None:
+    path = bench.publish(Results(MACHINE, {}, []), tmp_path)
+    assert path.name == "cpu-2.json"
+    assert "not measured" in path.with_suffix(".md").read_text()
+
+
+def test_quick_is_one_round() -> None:
+    chosen = bench.options(["--quick", "--networks", "resnet20", "--only", "limit", "mosec"])
+    assert (chosen.rounds, chosen.only, chosen.networks) == (1, ["limit", "mosec"], ["resnet20"])
+
+
+def test_an_unknown_peer_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        bench.options(["--only", "triton"])
+    assert "invalid choice: 'triton'" in capsys.readouterr().err
