@@ -5,6 +5,7 @@
 # make crossvalidate    each speaker of the digits and each fold of ESC-10 held out once, and the means
 # make tune             measures this machine for a minute and writes the settings it found, which make serve reads
 # make bench            the service beside its limit and its peers: a few hours (OPTIONS=--quick for a glance)
+# make bench-gpu        ways to run the networks on an NVIDIA GPU, beside its limits: nine minutes (OPTIONS=…)
 # make format           lets ruff mend what it can
 .DEFAULT_GOAL := serve
 SHELL := /bin/bash
@@ -14,7 +15,7 @@ BIN := $(VENV)/bin
 DATA ?= data
 REPOSITORY ?= models/repository
 
-.PHONY: serve tune test bench train export crossvalidate format clean
+.PHONY: serve tune test bench bench-gpu train export crossvalidate format clean
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or later is needed; name it: make PYTHON=python3.11"; exit 1; }
@@ -43,6 +44,9 @@ test: $(VENV)/dev.stamp
 
 bench: $(VENV)/dev.stamp
 	$(BIN)/python -m benchmarks.bench $(OPTIONS)
+
+bench-gpu: $(VENV)/dev.stamp
+	$(BIN)/python -m benchmarks.gpu $(OPTIONS)
 
 format: $(VENV)/dev.stamp
 	$(BIN)/ruff check --fix .

@@ -135,12 +135,16 @@ class BoundBatch:
         for row, sample in enumerate(samples):
             self._input[row] = sample
         self._memory.upload(self._input[:count], self._input_on_gpu.data_ptr())
-        self._session.run_with_iobinding(self._binding, self._options)  # ends when the GPU has
+        self.compute()
         answers = []
         for host, on_gpu in self._outputs:
             self._memory.download(on_gpu.data_ptr(), host[:count])
             answers.append(host[:count].copy())
         return answers
+
+    def compute(self) -> None:
+        """Runs the session on what was copied to the GPU last; ends when the GPU has."""
+        self._session.run_with_iobinding(self._binding, self._options)
 
     def capture(self) -> None:
         """Captures what a run does on the GPU as a CUDA graph, which every later run replays, from the same thread.
@@ -148,7 +152,7 @@ class BoundBatch:
         Has to follow a plain run, in which cuDNN has chosen its algorithms and memory has been taken.
         """
         self._options = _run_options(self._graph_id)
-        self._session.run_with_iobinding(self._binding, self._options)
+        self.compute()
 
 
 def _run_options(graph_id: int) -> ort.RunOptions:
