@@ -23,6 +23,7 @@ FAKE = Contestant("fake", "tests.bench_server", CONTESTANTS["starlette"].post)
 @pytest.fixture
 def network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Network:
     monkeypatch.setattr(servers, "WORK", tmp_path / "work")
+    monkeypatch.setattr(servers, "_STOP_SECONDS", 1)
     folder = graphs.write_model(tmp_path / "repository", "classify")
     card = ModelCard.model_validate_json((folder / "card.json").read_bytes())
     return Network(card, tmp_path / "repository", samples.grey_png(77))
