@@ -50,6 +50,8 @@ class Runner(Protocol):
 
     def run(self, samples: Sequence[Sample]) -> list[Outputs]: ...
 
+    def padded_size(self, count: int) -> int: ...  # samples that it computes when it is given so many
+
     def blank(self) -> Sample: ...
 
 
@@ -57,6 +59,7 @@ class Result(NamedTuple):
     outputs: list[Outputs]  # one per sample, in order
     queue_seconds: float
     inference_seconds: float
+    padding_seconds: float  # of these, on what only fills batches up
     largest_batch: int
 
 
@@ -70,7 +73,7 @@ class Place:
         self.deadline = deadline
         self.waiting = 1  # samples that count in the queue; until the media is decoded, one
         self.decoded = False
-        self.inference_seconds = 0.0
+        self.inference_seconds = self.padding_seconds = 0.0
         self.largest_batch = 0
         self._batcher = batcher
         self._samples: Sequence[Sample] = ()
@@ -111,7 +114,7 @@ class Place:
         self._batcher.enqueue(self, samples[0].shape, decode_seconds)
         await self._finished
         queue_seconds = max(0.0, time.monotonic() - began - self.inference_seconds)
-        return Result(self._outputs, queue_seconds, self.inference_seconds, self.largest_batch)
+        return Result(self._outputs, queue_seconds, self.inference_seconds, self.padding_seconds, self.largest_batch)
 
     def take(self) -> "Entry":
         self._taken += 1
@@ -122,9 +125,10 @@ class Place:
         """Samples that no batch has taken yet."""
         return len(self._samples) - self._taken
 
-    def ran(self, seconds: float, batch_size: int) -> None:
+    def ran(self, seconds: float, batch_size: int, padded_size: int) -> None:
         """One of its batches came back."""
         self.inference_seconds += seconds
+        self.padding_seconds += seconds * (1 - batch_size / padded_size)
         self.largest_batch = max(self.largest_batch, batch_size)
 
     def answer(self, number: int, outputs: Outputs) -> None:
@@ -326,8 +330,9 @@ class Batcher:
         self._series.batch_size.observe(size)
         self._series.samples.inc(size)
         self._seconds_per_sample.add(seconds / size)
+        padded_size = self._engine.padded_size(size)
         for place in {entry.place for entry in batch}:
-            place.ran(seconds, size)
+            place.ran(seconds, size, padded_size)
         for entry, output in zip(batch, outputs, strict=True):
             entry.place.answer(entry.number, output)
 

@@ -88,13 +88,17 @@ class Engine:
     def run(self, samples: Sequence[NDArray[np.generic]]) -> list[Outputs]:
         """Samples of one shape -> each sample's outputs, in the card's order."""
         if self._gpu is not None:
-            outputs = self._gpu.run(samples, _power_of_two(len(samples)))
+            outputs = self._gpu.run(samples, self.padded_size(len(samples)))
         else:
             batch = np.empty((len(samples), *samples[0].shape), self._dtype)
             for row, sample in enumerate(samples):
                 batch[row] = sample
             outputs = self._session.run(self._outputs, {self._input: batch})
         return [tuple(output[row] for output in outputs) for row in range(len(samples))]
+
+    def padded_size(self, count: int) -> int:
+        """Samples that are computed when ``count`` are run."""
+        return count if self.provider == CPU else _power_of_two(count)
 
     def batch_sizes(self, max_batch: int) -> list[int]:
         """The batch sizes that will run: on a GPU powers of two, to which batches are padded, as cuDNN and TensorRT

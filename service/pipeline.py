@@ -33,7 +33,7 @@ from service.settings import Settings
 
 Body = list[Prediction] | list[Segment] | Timeline | bytes  # bytes: a PNG
 Form = Literal["json", "png"]
-STAGES = ("decode", "preprocess", "queue", "inference", "postprocess")
+STAGES = ("decode", "preprocess", "queue", "inference", "padding", "postprocess")  # padding: inference on mere filling
 _T = TypeVar("_T")
 
 
@@ -131,7 +131,7 @@ class Pipeline:
         picture, (sample, region) = await self._threaded(
             card.task, watch, lambda: self._picture(card, data, place, watch, whole)
         )
-        result = await _inferred(place, [sample], watch)
+        result = await _inferred(place, [sample], watch, filling=1 - region.height * region.width / sample[..., 0].size)
         mask, confidence = np.asarray(result.outputs[0][0], np.uint8), np.asarray(result.outputs[0][1], np.float32)
 
         def finish() -> Body:
@@ -197,10 +197,13 @@ class Pipeline:
         return await asyncio.get_running_loop().run_in_executor(self._decoders[task], started)
 
 
-async def _inferred(place: Place, samples: list[np.ndarray], watch: Stopwatch) -> Result:
+async def _inferred(place: Place, samples: list[np.ndarray], watch: Stopwatch, *, filling: float = 0.0) -> Result:
+    """``filling`` is the share of the samples that is no media, but what they were filled up with."""
     result = await place.run(samples, decode_seconds=watch.seconds["decode"] + watch.seconds["preprocess"])
     watch.seconds["queue"] += result.queue_seconds
-    watch.seconds["inference"] += result.inference_seconds
+    padding_seconds = result.padding_seconds + filling * (result.inference_seconds - result.padding_seconds)
+    watch.seconds["inference"] += result.inference_seconds - padding_seconds
+    watch.seconds["padding"] += padding_seconds
     return result
 
 

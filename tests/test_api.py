@@ -232,7 +232,16 @@ def test_answers_carry_id_model_batch_and_timing(client: httpx.Client) -> None:
     assert headers["x-model"] == "tiny-classify:1"
     assert int(headers["x-batch-size"]) >= 1
     stages = re.findall(r"(\w+);dur=([\d.]+)", headers["server-timing"])
-    assert [name for name, _ in stages] == ["decode", "preprocess", "queue", "inference", "postprocess"]
+    assert [name for name, _ in stages] == ["decode", "preprocess", "queue", "inference", "padding", "postprocess"]
+
+
+@pytest.mark.parametrize(("height", "width", "filling"), [(32, 64, 0.0), (32, 128, 0.5), (128, 32, 0.5), (30, 30, 0.0)])
+def test_inference_on_a_pictures_frame_is_told_apart(
+    client: httpx.Client, height: int, width: int, filling: float
+) -> None:
+    timing = client.post("/segment", content=half_red_png(height, width)).headers["server-timing"]
+    spent = {name: float(milliseconds) for name, milliseconds in re.findall(r"(\w+);dur=([\d.]+)", timing)}
+    assert spent["padding"] / (spent["padding"] + spent["inference"]) == pytest.approx(filling, abs=0.02)
 
 
 def test_a_request_id_that_is_not_sane_is_replaced(client: httpx.Client) -> None:

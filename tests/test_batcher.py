@@ -1,4 +1,5 @@
 import asyncio
+import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 
@@ -33,6 +34,9 @@ class Doubler:
         if self.broken or POISON in values:
             raise RuntimeError("poison")
         return [(sample * 2,) for sample in samples]
+
+    def padded_size(self, count: int) -> int:
+        return 4 * math.ceil(count / 4)
 
     def blank(self) -> Sample:
         return np.zeros(1)
@@ -359,6 +363,10 @@ async def test_the_result_tells_the_largest_batch_and_where_the_time_went(make: 
     assert result.largest_batch == 4  # nobody else waited: the batch is all its own
     assert result.inference_seconds >= 0.02
     assert result.queue_seconds < result.inference_seconds
+    assert result.padding_seconds == 0  # the engine computes four at a time
+    async with bench.batcher.reserve(time.monotonic() + 10) as place:
+        result = await place.run([np.ones(1)])
+    assert result.padding_seconds == pytest.approx(0.75 * result.inference_seconds)
 
 
 async def test_the_deadline_ends_whatever_is_awaited_and_says_at_which_stage(make: Make) -> None:

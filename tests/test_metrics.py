@@ -54,7 +54,7 @@ def test_counts_equal_the_clients_own_over_several_workers_and_batches_form(fres
     assert _value(series, "convserve_samples_total", model="tiny-classify:1") == 420
     assert _value(series, "convserve_samples_total", model="tiny-audio:1") == 9  # half a second: nine windows
     assert _value(series, "convserve_request_duration_seconds_count", endpoint="/classify") == 480
-    stages = ("decode", "preprocess", "queue", "inference", "postprocess")
+    stages = ("decode", "preprocess", "queue", "inference", "padding", "postprocess")
     for stage in stages:
         assert _value(series, "convserve_stage_duration_seconds_count", endpoint="/classify", stage=stage) == 420
     batches = _value(series, "convserve_batch_size_count", model="tiny-classify:1")
