@@ -4,6 +4,7 @@ wrk corrects its percentiles for coordinated omission: an answer that took twice
 """
 
 import json
+import math
 import shutil
 import subprocess
 import tempfile
@@ -22,8 +23,8 @@ class LoadError(Exception):
 
 @dataclass(frozen=True)
 class Load:
-    requests_per_second: float  # answers of 200 only
-    p50_ms: float
+    requests_per_second: float  # good answers only
+    p50_ms: float  # of all answers; NaN where there was none
     p99_ms: float
     failed: int  # answers of 400 and above, broken connections and timeouts
 
@@ -50,7 +51,8 @@ def parse(printed: str) -> Load:
     """What ``load.lua`` printed last. Raises ``LoadError``."""
     try:
         said = json.loads(printed.strip().splitlines()[-1])
-        answered = said["requests"] - said["refused"]
-        return Load(answered / said["seconds"], said["p50_ms"], said["p99_ms"], said["refused"] + said["broken"])
+        good, failed = said["requests"] - said["refused"], said["refused"] + said["broken"]
+        p50_ms, p99_ms = (said[name] if said["requests"] else math.nan for name in ("p50_ms", "p99_ms"))
+        return Load(good / said["seconds"], p50_ms, p99_ms, failed)
     except (IndexError, KeyError, TypeError, ValueError) as error:
         raise LoadError(f"wrk printed no result: {printed[-500:]!r}") from error

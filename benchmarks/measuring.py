@@ -1,5 +1,6 @@
 """What every scenario does: start a server that answers right, load it, and look at what it holds."""
 
+import math
 import re
 import urllib.request
 from collections.abc import Sequence
@@ -45,7 +46,8 @@ def loaded(server: Server, post: Post, connections: int, seconds: int) -> dict[s
     before = batches_so_far(server)
     done = load.measure(server.url + post.path, post.body, post.headers, connections=connections, seconds=seconds)
     samples, batches = (after - first for after, first in zip(batches_so_far(server), before, strict=True))
-    return vars(done) | ({"batch": samples / batches} if batches else {})
+    values = vars(done) | ({"batch": samples / batches} if batches else {})
+    return {name: value for name, value in values.items() if math.isfinite(value)}
 
 
 def batches_so_far(server: Server) -> tuple[float, float]:

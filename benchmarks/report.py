@@ -60,7 +60,7 @@ def spread(of: Spread | None) -> str:
 def _runs(results: Results) -> Iterator[str]:
     for began, facts in results.runs.items():
         versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
-        yield f"- {began}, commit {facts['commit']}: `{facts['command']}`; {versions}"
+        yield f"- {began}, commit {facts['commit']}, settings {facts['settings']}: `{facts['command']}`; {versions}"
 
 
 def _goal(goal: Goal) -> tuple[str, ...]:
@@ -74,8 +74,8 @@ def _networks(results: Results, scenario: str) -> list[str]:
 
 def _throughput(results: Results, network: str) -> str:
     """A row each, the fastest first."""
-    rates, p50, p99, batch, held = (
-        results.spreads(name) for name in ("requests_per_second", "p50_ms", "p99_ms", "batch", "all_pss_mb")
+    rates, p50, p99, batch, held, failed = (
+        results.spreads(name) for name in ("requests_per_second", "p50_ms", "p99_ms", "batch", "all_pss_mb", "failed")
     )
     keys = [key for key in rates if key.scenario == "throughput" and key.network == network]
     counts = sorted({key.connections for key in keys if key.connections})
@@ -89,6 +89,9 @@ def _throughput(results: Results, network: str) -> str:
         of = [Key("throughput", contestant, network, count) for count in counts]
         alone = Key("throughput", contestant, network, 0)  # the limit has no connections
         row = [_label(contestant), *(spread(rates.get(key)) for key in of)]
+        for place, key in enumerate(of, 1):
+            if key in failed and failed[key].high:
+                row[place] += f", up to {failed[key].high:.0f} failed"
         if alone in rates:
             row[1] = f"{spread(rates[alone])}, without connections"
         latencies = (f"{number(p50[key].median)}, {number(p99[key].median)}" if key in p50 else "" for key in of)

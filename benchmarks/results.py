@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.networks import ROOT
+from service.launch import TUNED
 
 FOLDER = Path(__file__).with_name("results")
 _NAMED = ("bentoml", "fastapi", "numpy", "onnxruntime", "onnxruntime-gpu", "pillow", "starlette", "uvicorn", "uvloop")
@@ -98,4 +99,5 @@ def run_facts(command: str) -> dict[str, Any]:
     git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
     changed = subprocess.run(["git", "diff", "--quiet", "HEAD"], cwd=ROOT, capture_output=True, check=False).returncode
     commit = git.stdout.strip() + ("+changes" if changed else "")
-    return {"command": command, "commit": commit, "versions": dict(sorted(versions.items()))}
+    settings = f"those of {TUNED}" if (ROOT / TUNED).is_file() else "the defaults"
+    return {"command": command, "commit": commit, "settings": settings, "versions": dict(sorted(versions.items()))}

@@ -1,5 +1,6 @@
 """wrk's words, and wrk itself where it is installed, against a server that counts."""
 
+import math
 import shutil
 import threading
 from collections.abc import Iterator
@@ -52,6 +53,12 @@ def test_refusals_do_not_count_as_answers() -> None:
     load = parse(f"Running 2s test\n  1 threads and 16 connections\n\n{TOLD}\n")
     assert load.requests_per_second == 90  # 180 of 200 in two seconds
     assert (load.p50_ms, load.p99_ms, load.failed) == (4.5, 20.25, 23)
+
+
+def test_no_answer_has_no_latency() -> None:
+    load = parse(TOLD.replace('"requests": 200', '"requests": 0').replace('"refused": 20', '"refused": 0'))
+    assert load.requests_per_second == 0
+    assert math.isnan(load.p50_ms)
 
 
 @pytest.mark.parametrize("printed", ["", "unable to connect", "{}", "[1]", "3"])

@@ -12,7 +12,7 @@ from benchmarks.report import markdown, number, table
 from benchmarks.results import Key, Measurement, Results, Spread
 
 MACHINE = {"cores": 2, "processor": "an abacus", "system": "Linux", "python": "3.11"}
-RUNS = {"then": {"command": "bench", "commit": "abc", "versions": {"numpy": "2"}}}
+RUNS = {"then": {"command": "bench", "commit": "abc", "settings": "the defaults", "versions": {"numpy": "2"}}}
 
 
 def served(
@@ -34,7 +34,7 @@ def found() -> Results:
         *served("convserve", 64, 790, 800, 870, p50_ms=70, p99_ms=90),
         *served("starlette", 64, 820, 800, 780, p50_ms=70, p99_ms=95),
         *served("mosec", 64, 500, 600, 640, p50_ms=100, p99_ms=120),
-        *served("litserve", 64, 300, 310, 400, p50_ms=200, p99_ms=100),
+        *served("litserve", 64, 300, 310, 400, p50_ms=200, p99_ms=100, failed=7),
         *served("convserve", 1, 300, p50_ms=3, p99_ms=5),
         *served("mosec", 1, 200, p50_ms=4, p99_ms=6),
         Measurement("throughput", "pytriton", "resnet20", problem="it | ended\nwith 1", run="then"),
@@ -98,8 +98,9 @@ def test_the_report_names_everyone_the_fastest_first_and_what_failed(found: Resu
     rows = [line.split(" | ") for line in lines if line.startswith(("| limit", "| convserve", "| mosec", "| litserve"))]
     assert [row[0] for row in rows] == ["| limit", "| convserve", "| mosec 0.9.8", "| litserve 0.2.19"]
     assert rows[1][1:3] == ["300", "800 (790 to 870)"]
+    assert rows[3][2] == "310 (300 to 400), up to 7 failed"
     assert "| nvidia-pytriton 0.7.0 | resnet20 | it / ended with 1 |" in lines
-    assert any("commit abc: `bench`; numpy 2" in line for line in lines)
+    assert any("commit abc, settings the defaults: `bench`; numpy 2" in line for line in lines)
 
 
 def test_a_table_is_markdown() -> None:

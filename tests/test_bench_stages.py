@@ -1,9 +1,12 @@
 """What every contestant runs between the bytes and the answer, with models whose answers are known by hand."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from benchmarks.networks import ROOT
 from benchmarks.stages import Setup, Stages
 from tests import graphs, samples
 
@@ -44,6 +47,13 @@ def test_a_segmenter_answers_with_masks(stages: Stages) -> None:
 def test_neighbours_in_a_batch_keep_their_own_answers(stages: Stages) -> None:
     answers = stages.answers([samples.grey_png(level) for level in (3, 200, 91)])
     assert [answer[0]["label"] for answer in answers] == ["3", "200", "91"]
+
+
+def test_they_need_no_more_than_a_peer_has() -> None:
+    """Its environment holds ONNX Runtime, Pillow, PyAV, pydantic and what the peer brings."""
+    absent = {"bentoml", "fastapi", "starlette", "onnx", "prometheus_client", "pydantic_settings", "torch", "models"}
+    probe = f"import sys, benchmarks.stages; assert not {absent} & set(sys.modules), {absent} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", probe], cwd=ROOT, check=True, timeout=60)
 
 
 def test_a_setup_comes_back_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
