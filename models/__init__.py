@@ -11,6 +11,6 @@ inspect       a network or a card -> its layers
 evaluate      a checkpoint or an ONNX file -> metrics
 report        a checkpoint or an ONNX file -> a folder of PNG and JSON   drawn by figures
 calibrate     a checkpoint -> the temperature of its scores
-export        a checkpoint -> model.onnx and card.json            by graph and convert; then published
+export        a checkpoint -> model.onnx and card.json            by graph, convert and half; then published
 pretrained    weights from elsewhere -> the same                  torchvision's, or a file at hand
 """

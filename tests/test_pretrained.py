@@ -276,6 +276,18 @@ def test_weights_of_ones_own_are_published_with_ones_own_categories(
 
 
 @pytest.mark.usefixtures("small_resnet")
+def test_weights_are_published_in_float16_where_it_is_asked_for(tmp_path: Path) -> None:
+    arguments = ("--weights", saved(tiny(3), tmp_path / "mine.safetensors"), "--categories", listed(PETS, tmp_path))
+    card, engine = published(tmp_path, "resnet18", *arguments, "--name", "pets")
+    half, halved = published(tmp_path / "half", "resnet18", *arguments, "--name", "half", "--precision", "fp16")
+    assert (card.precision, half.precision) == ("float32", "float16")
+    assert half.files["model.onnx"].bytes < 0.75 * card.files["model.onnx"].bytes
+    (sample,) = random_samples((32, 32, 3), 1)
+    ours, theirs = (torch.from_numpy(runner.run([sample])[0][0]) for runner in (halved, engine))
+    assert_close(ours, theirs, atol=2e-3, rtol=0)
+
+
+@pytest.mark.usefixtures("small_resnet")
 def test_published_weights_are_downloaded_once_and_say_where_they_come_from(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
