@@ -2,6 +2,7 @@
 # make test             ruff, mypy, pytest: everything, as CI runs it
 # make train DATA=…     all recipes, one after the other, from folders made by `python -m models.fetch`
 # make export           publishes what `make train` made, as new versions (REPOSITORY=, by default the bundled one)
+# make depth            20 and 56 layers with and without shortcuts, the same otherwise: what residual links mend
 # make crossvalidate    each speaker of the digits and each fold of ESC-10 held out once, and the means
 # make tune             measures this machine for a minute and writes the settings it found, which make serve reads
 # make bench            the service beside its limit and its peers: a few hours (OPTIONS=--quick for a glance)
@@ -15,7 +16,7 @@ BIN := $(VENV)/bin
 DATA ?= data
 REPOSITORY ?= models/repository
 
-.PHONY: serve tune test bench bench-gpu train export crossvalidate format clean
+.PHONY: serve tune test bench bench-gpu train export depth crossvalidate format clean
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or later is needed; name it: make PYTHON=python3.11"; exit 1; }
@@ -54,6 +55,7 @@ format: $(VENV)/dev.stamp
 
 train: $(VENV)/dev.stamp
 	$(BIN)/python -m models.train classify --data $(DATA)/cifar10
+	$(BIN)/python -m models.train alexnet --data $(DATA)/cifar10
 	$(BIN)/python -m models.train segment --data $(DATA)/camvid
 	$(BIN)/python -m models.train audio --data $(DATA)/digits
 	$(BIN)/python -m models.train sounds --data $(DATA)/esc10
@@ -61,10 +63,18 @@ train: $(VENV)/dev.stamp
 
 export: $(VENV)/dev.stamp
 	$(BIN)/python -m models.export runs/classify --data $(DATA)/cifar10 --name cifar10 --default --repository $(REPOSITORY)
+	$(BIN)/python -m models.export runs/alexnet --data $(DATA)/cifar10 --name alexnet --repository $(REPOSITORY)
 	$(BIN)/python -m models.export runs/segment --data $(DATA)/camvid --name camvid --default --repository $(REPOSITORY)
 	$(BIN)/python -m models.export runs/audio --data $(DATA)/digits --name digits --default --repository $(REPOSITORY)
 	$(BIN)/python -m models.export runs/sounds --data $(DATA)/esc10 --name sounds --repository $(REPOSITORY)
 	$(BIN)/python -m models.export runs/video --data $(DATA)/camera_motion --name camera-motion --default --repository $(REPOSITORY)
+
+# Not served, so not exported.
+depth: $(VENV)/dev.stamp
+	for recipe in plain20 residual20 plain56 residual56; do \
+		$(BIN)/python -m models.train $$recipe --data $(DATA)/cifar10 && \
+		$(BIN)/python -m models.evaluate runs/$$recipe --data $(DATA)/cifar10 || exit 1; \
+	done
 
 crossvalidate: $(VENV)/dev.stamp
 	$(BIN)/python -m models.crossvalidate audio --data $(DATA)/digits

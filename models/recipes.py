@@ -120,6 +120,27 @@ ALEXNET = Recipe(
     average_decay=0.996,
 )
 
+# Degradation, and what mends it (He et al. 2015, section 4.2): few layers and many, with and without shortcuts.
+DEPTHS = tuple(
+    Recipe(
+        name=f"{kind}{depth}",
+        task="classify",
+        description=f"What is in a picture, by {depth} layers {'with' if residual else 'without'} shortcuts.",
+        architecture="resnet_cifar",
+        options={"depth": depth, "residual": residual},
+        preprocess=ImagePreprocess(resize="crop", sizes=((32, 32),), shorter_side=32),
+        source=CIFAR_10,
+        epochs=5,
+        batch_size=128,
+        optimizer="sgd",
+        peak_rate=0.1,
+        weight_decay=5e-4,
+        average_decay=0.99,
+    )
+    for depth in (20, 56)
+    for kind, residual in (("plain", False), ("residual", True))
+)
+
 SEGMENT = Recipe(
     name="segment",
     task="segment",
@@ -201,4 +222,6 @@ VIDEO = Recipe(
     average_decay=0.995,
 )
 
-RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (CLASSIFY, ALEXNET, SEGMENT, AUDIO, SOUNDS, VIDEO)}
+RECIPES: dict[str, Recipe] = {
+    recipe.name: recipe for recipe in (CLASSIFY, ALEXNET, *DEPTHS, SEGMENT, AUDIO, SOUNDS, VIDEO)
+}
