@@ -17,7 +17,7 @@ from pathlib import Path
 from benchmarks import endurance, networks, results
 from benchmarks.chart import draw
 from benchmarks.contestants import CONTESTANTS, CONVSERVE
-from benchmarks.load import LoadError
+from benchmarks.load import LoadError, generator
 from benchmarks.measuring import Plan
 from benchmarks.report import markdown
 from benchmarks.results import Measurement, Results
@@ -82,6 +82,10 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def main(argv: Sequence[str] | None = None) -> None:
     chosen = options(argv)
+    try:
+        generator()
+    except LoadError as error:
+        raise SystemExit(f"cannot measure: {error}") from error
     run, cores = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), usable_cores()
     plan = Plan(
         contestants=chosen.only,

@@ -29,11 +29,16 @@ class Load:
     failed: int  # answers of 400 and above, broken connections and timeouts
 
 
+def generator() -> str:
+    """Where wrk is. Raises ``LoadError``."""
+    if (found := shutil.which("wrk")) is None:
+        raise LoadError("wrk is missing; on Debian: apt-get install wrk")
+    return found
+
+
 def measure(url: str, body: bytes, headers: Mapping[str, str], *, connections: int, seconds: float) -> Load:
     """Posts ``body`` to ``url`` for so long. Raises ``LoadError``."""
-    wrk = shutil.which("wrk")
-    if wrk is None:
-        raise LoadError("wrk is missing; on Debian: apt-get install wrk")
+    wrk = generator()
     with tempfile.NamedTemporaryFile() as file:
         file.write(body)
         file.flush()

@@ -18,7 +18,7 @@ from benchmarks.contestants import CONVSERVE, Contestant, Post
 from benchmarks.networks import ROOT, WORK, Network
 from benchmarks.stages import Answer, Setup
 
-START_SECONDS = 120
+START_SECONDS = 180
 _STOP_SECONDS = 5  # LitServe would take 30
 _ANSWER_SECONDS = 60
 _SCORES_DIFFER = 1e-3

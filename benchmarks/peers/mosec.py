@@ -1,7 +1,7 @@
 """mosec: batches, a process per core, bytes in and JSON out.
 
 Decoding and inference are one stage: on a CPU two would compete for the same cores, and each sample would be copied
-from one process to another. Two stages, as in its ResNet-50 example, answered a quarter fewer requests.
+from one process to another. Two stages, as in its ResNet-50 example, answered fewer requests.
 """
 
 import sys
@@ -21,7 +21,7 @@ class Classifier(Worker):
         self.stages = Stages(SETUP.model)
 
     def deserialize(self, data: bytes) -> bytes:
-        return data
+        return bytes(data)  # it comes as a bytearray
 
     def forward(self, data: list[bytes]) -> list[Answer]:
         return self.stages.answers(data)
