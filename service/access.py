@@ -71,8 +71,10 @@ def problem(error: ServiceError, request_id: str) -> dict[str, Any]:
 
 
 class Access:
-    def __init__(self, app: App, *, log: bool = True) -> None:
-        self.app, self.log = app, log
+    """``closes`` is asked, for each answer, whether its connection ends with it."""
+
+    def __init__(self, app: App, *, log: bool = True, closes: Callable[[], bool] = lambda: False) -> None:
+        self.app, self.log, self.closes = app, log, closes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -83,7 +85,8 @@ class Access:
         async def sending(message: Message) -> None:
             if message["type"] == "http.response.start":
                 this.status = message["status"]
-                message["headers"] = [*message.get("headers", ()), (b"x-request-id", this.request_id.encode("ascii"))]
+                headers = [*message.get("headers", ()), (b"x-request-id", this.request_id.encode("ascii"))]
+                message["headers"] = [*headers, (b"connection", b"close")] if self.closes() else headers
             await send(message)
 
         try:

@@ -22,12 +22,14 @@ from service import (  # metrics before BentoML: it chooses the folder that the 
 )
 
 import bentoml  # isort: skip
+import uvicorn
 from bentoml.exceptions import BentoMLException
 from starlette.requests import Request
 
 from service.api import TaskRoutes, create_app, mounted
 from service.cards import Task
 from service.catalogue import check_loadable, load_models
+from service.connections import Connections
 from service.engine import DeviceUnusable
 from service.errors import BodyTimeout, EmptyBody, NotReady, ServiceError
 from service.inputs import counted
@@ -44,6 +46,7 @@ except SettingsError as _error:
     sys.exit(f"convserve does not start: {_error}")
 
 API = create_app(SETTINGS)
+CONNECTIONS = Connections(metrics.share_folder() / "connections", SETTINGS.worker_count())
 
 _GARBAGE = 20_000  # objects between two looks for cycles, of which requests leave few; Python's 700 is every other one
 _GRACE_SECONDS = 30  # BentoML's own timeout would answer in its own form: it lies this far above ours
@@ -138,6 +141,10 @@ class ConvServe:
         gc.collect()
         gc.freeze()  # what lives for ever is not looked through again
         gc.set_threshold(_GARBAGE)
+        # uvicorn keeps its server to itself, but has made it what SIGTERM is answered by.
+        server = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
+        if isinstance(server, uvicorn.Server):
+            CONNECTIONS.watch(server, (bentoml.server_context.worker_index or 1) - 1)
         metrics.WORKERS.set(1)
         metrics.WORKER_STARTS.inc()
         listing = ", ".join(f"{model.card.key} on {model.engine.provider}" for model in models)
@@ -204,6 +211,6 @@ def _as_bento(error: ServiceError) -> BentoMLException:
 
 # The first one added lies outermost: every request of any route is seen by Access.
 _service: Any = ConvServe  # what the decorator made of the class
-_service.add_asgi_middleware(access.Access, log=SETTINGS.access_log)
+_service.add_asgi_middleware(access.Access, log=SETTINGS.access_log, closes=CONNECTIONS.closes)
 _service.add_asgi_middleware(TaskRoutes, api=API)
 _service.add_asgi_middleware(RawBodies)

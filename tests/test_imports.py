@@ -20,7 +20,7 @@ LAYERS = [
     {"api", "tune"},
     {"openapi", "inputs", "pipeline"},
     {"catalogue"},
-    {"batcher", "settings", "access", "launch"},
+    {"batcher", "settings", "access", "connections", "launch"},
     {"engine", "repository", "postprocess"},
     {"decode", "preprocess", "schemas", "providers", "buffers"},
     {"cards", "metrics"},

@@ -1,0 +1,70 @@
+"""Keeps the clients' connections spread over the workers, and sends them away when the worker stops.
+
+All workers accept from one socket, and whichever is quicker takes a connection for good, as clients keep theirs: one of
+two workers may hold nearly all of them, and one that was started afresh none. So each worker writes how many it has
+where the others see it, and one that has clearly more than its share closes one after an answer, now and then; where
+the client comes back, the others have more time to take it.
+"""
+
+import mmap
+import struct
+import time
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import Protocol
+
+_SECONDS_BETWEEN = 0.02  # two that are closed, for the first one's client to arrive elsewhere
+_SLACK = 0.1  # of a fair share; and one connection
+_COUNT = struct.Struct("q")
+
+
+class State(Protocol):
+    @property
+    def connections(self) -> Collection[object]: ...
+
+
+class Server(Protocol):
+    """What of uvicorn's server is needed."""
+
+    @property
+    def should_exit(self) -> bool: ...
+
+    @property
+    def server_state(self) -> State: ...
+
+
+class Connections:
+    """One worker's view. ``file`` is shared by all ``workers``."""
+
+    def __init__(self, file: Path, workers: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._file, self._workers, self._clock = file, workers, clock
+        self._server: Server | None = None
+        self._closed_at = clock()
+
+    def watch(self, server: Server, index: int) -> None:
+        """``server`` is that of worker number ``index``, from 0. Until this is called, nothing is closed."""
+        with self._file.open("a+b") as shared:
+            shared.truncate(self._workers * _COUNT.size)
+            self._counts = mmap.mmap(shared.fileno(), self._workers * _COUNT.size)
+        self._server, self._index = server, index
+        self._write(0)  # what a worker that died had is nobody's any more
+
+    def closes(self) -> bool:
+        """Whether the connection that an answer is about to go to ends with it."""
+        if self._server is None:
+            return False
+        if self._server.should_exit:
+            return True
+        mine = len(self._server.server_state.connections)
+        self._write(mine)
+        now = self._clock()
+        if now - self._closed_at < _SECONDS_BETWEEN:
+            return False
+        share = sum(count for (count,) in _COUNT.iter_unpack(self._counts[:])) / self._workers
+        if mine <= share * (1 + _SLACK) + 1:
+            return False
+        self._closed_at = now
+        return True
+
+    def _write(self, count: int) -> None:
+        _COUNT.pack_into(self._counts, self._index * _COUNT.size, count)

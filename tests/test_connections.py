@@ -1,0 +1,143 @@
+import os
+import signal
+import threading
+import time
+from collections import Counter
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from service.connections import Connections
+from tests import graphs
+from tests.samples import grey_png
+from tests.serving import Server, serving
+
+
+@dataclass
+class State:
+    connections: set[int] = field(default_factory=set)
+
+
+@dataclass
+class FakeServer:
+    server_state: State = field(default_factory=State)
+    should_exit: bool = False
+
+    def hold(self, count: int) -> None:
+        self.server_state.connections = set(range(count))
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Workers:
+    """Each holds some connections and has said so."""
+
+    def __init__(self, folder: Path, *held: int) -> None:
+        self.clock = Clock()
+        self.servers = [FakeServer() for _ in held]
+        self.views = [Connections(folder / "connections", len(held), self.clock) for _ in held]
+        for index, (view, server) in enumerate(zip(self.views, self.servers, strict=True)):
+            view.watch(server, index)
+        for server, count in zip(self.servers, held, strict=True):
+            server.hold(count)
+        assert not any(view.closes() for view in self.views)  # so soon after the start
+
+    def close(self) -> list[bool]:
+        """Whether each closes one, a second after the one before."""
+        self.clock.now += 1
+        return [view.closes() for view in self.views]
+
+
+def test_a_worker_with_more_than_its_share_closes_until_they_are_even(tmp_path: Path) -> None:
+    workers = Workers(tmp_path, 60, 4)
+    closed = 0
+    while any(closes := workers.close()):
+        assert closes == [True, False]
+        closed += 1
+        workers.servers[0].hold(60 - closed)
+        workers.servers[1].hold(4 + closed)
+    assert 60 - closed in (35, 36)  # 32 are a fair share, and a tenth and one more are let be
+
+
+@pytest.mark.parametrize("held", [[1, 0], [2, 0], [1, 1], [33, 31], [0, 0]])
+def test_a_connection_more_or_less_is_let_be(tmp_path: Path, held: list[int]) -> None:
+    assert Workers(tmp_path, *held).close() == [False, False]
+
+
+def test_a_lone_worker_closes_nothing(tmp_path: Path) -> None:
+    assert Workers(tmp_path, 1000).close() == [False]
+
+
+def test_connections_are_closed_one_at_a_time(tmp_path: Path) -> None:
+    workers = Workers(tmp_path, 50, 0)
+    assert workers.close() == [True, False]
+    assert not any(workers.views[0].closes() for _ in range(5))  # the first one's client is still on its way
+    assert workers.close() == [True, False]
+
+
+def test_a_worker_that_starts_afresh_holds_nothing_of_the_one_before(tmp_path: Path) -> None:
+    workers = Workers(tmp_path, 10, 10)
+    assert workers.close() == [False, False]
+    Connections(tmp_path / "connections", 2).watch(FakeServer(), 1)
+    assert workers.close()[0]
+
+
+def test_a_server_that_stops_sends_everybody_away(tmp_path: Path) -> None:
+    workers = Workers(tmp_path, 1)
+    workers.servers[0].should_exit = True
+    assert [workers.views[0].closes() for _ in range(3)] == [True, True, True]
+
+
+def test_nothing_is_closed_before_there_is_a_server(tmp_path: Path) -> None:
+    assert not Connections(tmp_path / "connections", 2).closes()
+
+
+def _held(server: Server) -> Counter[int]:
+    """Open connections by worker."""
+    return Counter(
+        {
+            pid: sum(
+                connection.status == psutil.CONN_ESTABLISHED and connection.laddr.port == server.port
+                for connection in psutil.Process(pid).net_connections("tcp")
+            )
+            for pid in server.workers()
+        }
+    )
+
+
+def test_a_worker_that_came_back_gets_its_share_of_clients_that_keep_their_connections(tmp_path: Path) -> None:
+    repository = graphs.write_all(tmp_path / "repository")
+    with serving(tmp_path / "log", repository=str(repository), workers="2") as server:
+        os.kill(server.workers()[0], signal.SIGKILL)
+        stop = threading.Event()
+        failures: list[str] = []
+
+        def client() -> None:
+            with httpx.Client(timeout=60) as kept:
+                while not stop.is_set():
+                    answer = kept.post(f"{server.url}/classify", content=grey_png(7))
+                    if answer.status_code != 200:
+                        failures.append(answer.text)
+                    time.sleep(0.01)
+
+        clients = [threading.Thread(target=client) for _ in range(12)]
+        for thread in clients:
+            thread.start()
+        try:
+            until = time.monotonic() + 60
+            while min(_held(server).values(), default=0) < 4 or len(server.workers()) < 2:
+                assert time.monotonic() < until, f"{_held(server)} of 12 connections"
+                time.sleep(0.2)
+        finally:
+            stop.set()
+            for thread in clients:
+                thread.join()
+        assert not failures
