@@ -1,3 +1,4 @@
+import gc
 import io
 import json
 import subprocess
@@ -191,6 +192,19 @@ def test_a_mirroring_display_matrix_is_undone(matrix: tuple[int, int, int, int],
     shown = decoded(media.rotated(media.clip([np.ascontiguousarray(stored)] * 2), matrix))
     assert shown.shape[1:] == (32, 48, 3)
     assert media.corners(shown[0]) == media.CORNERS
+
+
+def test_decoded_frames_are_freed_without_looking_for_garbage() -> None:
+    data = media.rotated(media.clip([media.quarters(64, 96)] * 8), (0, 1, -1, 0))
+    decoded(data)
+    gc.collect()
+    gc.disable()
+    try:
+        decoded(data)
+        left = [frame for frame in gc.get_objects() if isinstance(frame, av.VideoFrame)]
+    finally:
+        gc.enable()
+    assert all(min(frame.width, frame.height) <= 32 for frame in left) and len(left) <= 1
 
 
 @pytest.mark.parametrize(

@@ -45,8 +45,9 @@ def decode_video(
         check_duration(declared_seconds(container), limits)
         aspect = _pixel_aspect(stream)
         frames: list[NDArray[np.uint8]] = []
+        matrices: dict[int, bytes] = {}
         for frame, ticks in _at_rate(_shown_frames(container, stream, limits, check), frame_rate_hz):
-            frames += [_pixels(frame, shorter_side, aspect)] * ticks
+            frames += [_pixels(frame, shorter_side, aspect, matrices)] * ticks
     if not frames:
         raise CorruptMedia("the file holds no video frames")
     if any(frame.shape != frames[0].shape for frame in frames):
@@ -102,8 +103,11 @@ def _at_rate(shown: Iterator[_Shown], frame_rate_hz: float) -> Iterator[tuple[av
             yield current.frame, max(last, 1)
 
 
-def _pixels(frame: av.VideoFrame, shorter_side: int, aspect: float) -> NDArray[np.uint8]:
-    """Square pixels, upright, the shorter side as asked for, by FFmpeg's area-averaging scaler."""
+def _pixels(frame: av.VideoFrame, shorter_side: int, aspect: float, matrices: dict[int, bytes]) -> NDArray[np.uint8]:
+    """Square pixels, upright, the shorter side as asked for, by FFmpeg's area-averaging scaler.
+
+    ``matrices`` are the clip's display matrices seen so far, by the rotation that PyAV makes of each.
+    """
     width, height = frame.width * aspect, float(frame.height)
     if max(width, height) > _MAX_ELONGATION * min(width, height):
         raise MediaTooLarge(
@@ -117,18 +121,22 @@ def _pixels(frame: av.VideoFrame, shorter_side: int, aspect: float) -> NDArray[n
         interpolation="AREA",
     )
     pixels: NDArray[np.uint8] = scaled.to_ndarray().astype(np.uint8, copy=False)
-    return np.ascontiguousarray(_upright(pixels, frame))
+    # The small frame's side data, and not of every one: PyAV ties frames to them in a cycle, so that the memory of both
+    # would stay until Python looks for garbage.
+    if scaled.rotation not in matrices:
+        matrix = scaled.side_data.get("DISPLAYMATRIX")
+        matrices[scaled.rotation] = bytes(matrix) if isinstance(matrix, Buffer) else b""
+    return np.ascontiguousarray(_upright(pixels, matrices[scaled.rotation]))
 
 
-def _upright(pixels: NDArray[np.uint8], frame: av.VideoFrame) -> NDArray[np.uint8]:
+def _upright(pixels: NDArray[np.uint8], matrix: bytes) -> NDArray[np.uint8]:
     """Turned, and mirrored, as the display matrix has it (ISO/IEC 14496-12, section 6.2.2): a, b, u, c, d, v, …
 
-    A point x to the right and y below moves to (a x + c y, b x + d y).
+    A point x to the right and y below moves to (a x + c y, b x + d y). Without a matrix it is upright already.
     """
-    matrix = frame.side_data.get("DISPLAYMATRIX")
-    if not isinstance(matrix, Buffer):
+    if not matrix:
         return pixels
-    a, b, _, c, d = (int(value) for value in np.frombuffer(bytes(matrix), np.int32, count=5))
+    a, b, _, c, d = (int(value) for value in np.frombuffer(matrix, np.int32, count=5))
     if a * d < b * c:  # mirrored: left for right first, and what remains is a turn
         pixels, a, b = pixels[:, ::-1], -a, -b
     return np.rot90(pixels, -round(math.atan2(b, a) / (math.pi / 2)))
