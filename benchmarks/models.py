@@ -35,7 +35,7 @@ def row(model: StoredModel) -> str:
             f"{card.dataset.name}",
             _measured(card),
             f"{card.complexity.parameters / 1e6:.2f} M",
-            f"{card.complexity.macs / 1e6:,.0f} M",
+            f"{card.complexity.macs * card.complexity.views / 1e6:,.0f} M",
             f"{_megabytes(card):.1f} MB",
             f"{milliseconds(model):.1f}",
             f"{card.training.hours:.2f} h |",

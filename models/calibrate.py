@@ -92,5 +92,5 @@ def _collected_pixels(
 def _logits(served: Served, samples: Sequence[NDArray[np.generic]], device: torch.device) -> torch.Tensor:
     batch = torch.from_numpy(np.stack(samples)).to(device)
     with torch.inference_mode():
-        logits: torch.Tensor = served.network(served.prepare(batch)).float().cpu()
+        logits: torch.Tensor = served.logits(batch).float().cpu()
     return logits

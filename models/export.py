@@ -149,7 +149,7 @@ def _draft_card(
             hours=round(run.seconds / 3600, 3),
         ),
         parity=Parity(largest_difference=0.0, samples=0),
-        complexity=complexity(served.network, prepared),
+        complexity=complexity(served.network, prepared).model_copy(update={"views": recipe.views}),
         files={GRAPH: file_entry(path)},
     )
 

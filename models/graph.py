@@ -31,9 +31,14 @@ class Served(nn.Module):
         """Samples as the service makes them -> the network's input, float."""
         raise NotImplementedError
 
+    def logits(self, batch: Tensor) -> Tensor:
+        """Samples -> what softmax is taken of, but for the temperature: (N, C), or (N, C, H, W)."""
+        logits: Tensor = self.network(self.prepare(batch))
+        return logits
+
     def forward(self, batch: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Samples -> the graph's outputs: for a classifier its probabilities (N, C)."""
-        return F.softmax(self.network(self.prepare(batch)) / self.temperature, dim=1)
+        return F.softmax(self.logits(batch) / self.temperature, dim=1)
 
 
 class _Pictures(Served):
@@ -56,17 +61,36 @@ class _Pictures(Served):
 
 
 class ServedClassifier(_Pictures):
-    """(N, H, W, 3) uint8 -> probabilities (N, C)."""
+    """(N, H, W, 3) uint8 -> probabilities (N, C).
+
+    With ``views`` of 6 the logits are the mean over the picture and its mirror image, and half as much over both,
+    shifted by a pixel up and left, and down and right: what of the answer hangs on the grid goes (Krizhevsky et al.
+    2012, section 4.1, averages ten views; these are those of Jordan 2024, section 3.5).
+    """
+
+    views = 1
 
     def prepare(self, batch: Tensor) -> Tensor:
         return self.normalised(batch).permute(0, 3, 1, 2)
+
+    def logits(self, batch: Tensor) -> Tensor:
+        if self.views == 1:
+            return super().logits(batch)
+        images = self.prepare(batch)
+        height, width = images.shape[2:]
+        wider = F.pad(images, (1, 1, 1, 1), mode="reflect")
+        shifted = [wider[:, :, start : start + height, start : start + width] for start in (1, 0, 2)]
+        views = torch.cat([view for images in shifted for view in (images, images.flip(3))])
+        logits: Tensor = self.network(views)
+        weights = torch.tensor([0.25, 0.25, 0.125, 0.125, 0.125, 0.125], device=logits.device)
+        return (weights[:, None, None] * logits.float().reshape(6, -1, logits.shape[1])).sum(dim=0)
 
 
 class ServedSegmenter(ServedClassifier):
     """(N, H, W, 3) uint8 -> each pixel's category (N, H, W) uint8 and its probability (N, H, W) float32."""
 
     def forward(self, batch: Tensor) -> tuple[Tensor, Tensor]:
-        logits = self.network(self.prepare(batch)) / self.temperature
+        logits = self.logits(batch) / self.temperature
         likeliest, index = logits.max(dim=1)
         # softmax at the arg max alone: exp(max - logsumexp) spares a map of probabilities per category
         confidence = torch.exp(likeliest - torch.logsumexp(logits, dim=1))

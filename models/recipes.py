@@ -44,6 +44,7 @@ class Recipe:
     auxiliary_weight: float = 0.4  # of the segmentation network's second head (Zhao et al. 2017, section 3.3)
     rare_counts: float | None = None  # segmentation: c of a category's weight 1 / ln(c + its share of the pixels)
     crop: tuple[int, int] | None = None  # segmentation trains on cut-outs of this size
+    views: int = 1  # pictures: 6 answers with the mean over six views of each, at six times the cost
     cut_out: int = 0  # pixels: side of the square that is cut out of each picture
     mixup: float = 0.0  # share of the sounds that are mixed with another, as between-class learning does
     turns_motion: bool = False  # clips are mirrored, turned and played backwards, and renamed to match
@@ -100,6 +101,7 @@ CLASSIFY = Recipe(
     label_smoothing=0.15,
     average_decay=0.998,
     cut_out=10,
+    views=6,
 )
 
 # What the residual network is to be compared with: the same data, the network of 2012.

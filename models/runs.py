@@ -10,14 +10,15 @@ from torch import nn
 
 from models.architectures import ARCHITECTURES
 from models.datasets import VOID, DatasetError, Example, category_folders, load_labelled, load_masked, read_categories
-from models.graph import SERVED, Served
+from models.graph import SERVED, Served, ServedClassifier
 from models.recipes import RECIPES, Recipe, Source
 from service.cards import ImagePreprocess, Preprocess, Task
 
 CHECKPOINT = "checkpoint.pt"
 _HELD_OUT = 1000  # files are enough to calibrate on
 _SPARED = 100  # files; of fewer, each is needed to learn from
-RECORDED = ("architecture", "epochs", "batch_size", "peak_rate", "seed")  # fields of a recipe that options change
+# fields of a recipe that options change
+RECORDED = ("architecture", "epochs", "batch_size", "peak_rate", "seed", "views")
 
 
 class TrainingError(Exception):
@@ -41,6 +42,8 @@ class Run:
     def served(self) -> Served:
         """The model with the averaged weights, between samples and outputs, in evaluation mode."""
         served = SERVED[self.recipe.task](build_network(self.recipe, len(self.categories)))
+        if isinstance(served, ServedClassifier):
+            served.views = self.recipe.views
         served.network.load_state_dict(self.averaged)
         return served.eval()
 

@@ -129,6 +129,7 @@ def adapted(recipe: Recipe, data: Path, arguments: argparse.Namespace) -> Recipe
     if own:
         source = Source(name, name, "a folder of one's own", "not stated")
         changed |= {"source": source, "categories": None, "turns_motion": False}
+        changed.setdefault("views", 1)
     if "architecture" in changed and changed["architecture"] != recipe.architecture:
         changed["options"] = {}
     if arguments.size is not None:
@@ -164,6 +165,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--architecture", choices=sorted(ARCHITECTURES), help="another network for the task")
     parser.add_argument(
         "--size", type=within(8, 4096), help="classify: side of the square that the network sees, in pixels"
+    )
+    parser.add_argument(
+        "--views",
+        type=int,
+        choices=(1, 6),
+        help="classify: 6 answers with the mean over six views of a picture, at six times the cost (one's own data: 1)",
     )
     parser.add_argument(
         "--ignore-index", type=within(0, VOID), default=VOID, help="segment: the mask value that means void"

@@ -150,12 +150,14 @@ class Layer(_Strict):
 
 
 class Complexity(_Strict):
-    """Parameters, multiply-accumulates of one sample, and the receptive field in input steps per axis; layer by layer
-    in the order in which they run, on cards that list them."""
+    """Parameters, multiply-accumulates of one view of a sample, and the receptive field in input steps per axis; layer
+    by layer in the order in which they run, on cards that list them. ``views`` is how many of a sample the graph runs
+    the network on, of which it answers with the mean."""
 
     parameters: int
     macs: int
     receptive_field: tuple[int, ...]
+    views: Annotated[int, Field(ge=1)] = 1
     layers: tuple[Layer, ...] = ()
 
 

@@ -90,7 +90,7 @@ def _max_batch(card: ModelCard, engine: Engine, settings: Settings) -> int:
     if stated := settings.stated_batch(card.name):
         return stated
     if engine.provider == CPU:
-        return min(_MAX_BATCH_CPU, max(1, round(_MACS_CPU / max(1, card.complexity.macs))))
+        return min(_MAX_BATCH_CPU, max(1, round(_MACS_CPU / max(1, card.complexity.macs * card.complexity.views))))
     return MAX_BATCH_GPU[card.task]
 
 

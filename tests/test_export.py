@@ -96,13 +96,28 @@ def random_samples(task: Task, count: int, shape: tuple[int, ...] | None = None)
     return [random.integers(0, 256, shape, np.uint8) for _ in range(count)]
 
 
+def views(run: Run, sample: NDArray[np.generic]) -> list[tuple[float, NDArray[np.generic]]]:
+    """What the network sees of a sample, and how much of the answer hangs on it."""
+    if run.recipe.views == 1:
+        return [(1.0, sample)]
+    height, width, _ = sample.shape
+    wider = np.pad(sample, ((1, 1), (1, 1), (0, 0)), "reflect")
+    shifted = [(0.25, 1), (0.125, 0), (0.125, 2)]
+    upright = [(weight, wider[start : start + height, start : start + width]) for weight, start in shifted]
+    return upright + [(weight, view[:, ::-1]) for weight, view in upright]
+
+
 def by_pytorch(run: Run, samples: list[NDArray[np.generic]]) -> list[NDArray[np.generic]]:
-    """Each output for all samples, by the network alone: one sample at a time, softmax in numpy."""
+    """Each output for all samples, by the network alone: one view of one sample at a time, softmax in numpy."""
     served = run.served()
-    with torch.inference_mode():
-        batches = [served.prepare(torch.from_numpy(sample[None].copy())) for sample in samples]
-        logits = torch.cat([served.network(batch) for batch in batches])
-    exponentials = np.exp(logits.double().numpy())
+
+    def logits(view: NDArray[np.generic]) -> NDArray[np.float64]:
+        with torch.inference_mode():
+            found: torch.Tensor = served.network(served.prepare(torch.from_numpy(view[None].copy())))
+        return found.double().numpy()
+
+    means = [sum(weight * logits(view) for weight, view in views(run, sample)) for sample in samples]
+    exponentials = np.exp(np.concatenate(means))
     probabilities = exponentials / exponentials.sum(axis=1, keepdims=True)
     if run.recipe.task == "segment":
         return [probabilities.argmax(axis=1).astype(np.uint8), probabilities.max(axis=1)]

@@ -130,3 +130,23 @@ def test_the_network_sees_what_prepare_makes() -> None:
     picture = torch.randint(0, 256, (1, 4, 4, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
     served(picture)
     assert torch.equal(network.seen, served.prepare(picture))
+
+
+class Corner(nn.Module):
+    """Answers with the upper left pixel."""
+
+    def forward(self, batch: Tensor) -> Tensor:
+        return batch[:, :, 0, 0]
+
+
+def test_six_views_answer_with_their_mean() -> None:
+    pictures = torch.randint(0, 256, (2, 5, 7, 3), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    served = ServedClassifier(Corner())
+    served.views = 6
+    for picture, logits in zip(served.prepare(pictures), served.logits(pictures), strict=True):
+        # Rows and columns of the upper left and right pixels, of the picture and of those a pixel before and after,
+        # where what lies outside is mirrored about the border.
+        expected = 0.25 * (picture[:, 0, 0] + picture[:, 0, 6]) + 0.125 * (
+            picture[:, 1, 1] + picture[:, 1, 5] + picture[:, 1, 1] + picture[:, 1, 5]
+        )
+        assert logits.tolist() == pytest.approx(expected.tolist(), abs=1e-5)

@@ -3,6 +3,7 @@
 import dataclasses
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import torch
 from models.datasets import DatasetError
 from models.graph import SERVED
 from models.recipes import Source
-from models.runs import CHECKPOINT, Run, build_network, load_examples
+from models.runs import CHECKPOINT, RECORDED, Run, build_network, load_examples
 from service.cards import ImagePreprocess, Task
 from tests.folders import SCENE, small_recipe, write_data
 
@@ -19,9 +20,9 @@ TASKS = tuple(SERVED)
 CATEGORIES = ("one", "two", "three")
 
 
-def small_run(task: Task = "classify", seed: int = 0) -> Run:
+def small_run(task: Task = "classify", seed: int = 0, **changed: Any) -> Run:
     torch.manual_seed(seed)
-    recipe = small_recipe(task, seed=7, source=Source("own", "own", "a folder", "not stated"))
+    recipe = small_recipe(task, seed=7, source=Source("own", "own", "a folder", "not stated"), **changed)
     network = build_network(recipe, len(CATEGORIES))
     return Run(recipe, CATEGORIES, 3, 12.5, network.state_dict(), {"step": torch.ones(2)}, {"train": 9, "test": 4})
 
@@ -31,17 +32,7 @@ def test_a_saved_run_comes_back(tmp_path: Path, task: Task) -> None:
     run = small_run(task)
     run.save(tmp_path / "new" / "folder")
     back = Run.load(tmp_path / "new" / "folder")
-    for field in (
-        "name",
-        "architecture",
-        "options",
-        "preprocess",
-        "source",
-        "epochs",
-        "batch_size",
-        "peak_rate",
-        "seed",
-    ):
+    for field in ("name", "options", "preprocess", "source", *RECORDED):
         assert getattr(back.recipe, field) == getattr(run.recipe, field)
     assert back.recipe.palette == run.recipe.palette
     assert (back.categories, back.epochs_done, back.seconds, back.splits) == (CATEGORIES, 3, 12.5, run.splits)
@@ -51,7 +42,7 @@ def test_a_saved_run_comes_back(tmp_path: Path, task: Task) -> None:
 
 
 def test_the_model_of_a_run_has_the_averaged_weights_and_is_ready_to_answer(tmp_path: Path) -> None:
-    run = small_run()
+    run = small_run(views=1)
     run.save(tmp_path)
     served = Run.load(tmp_path).served()
     assert not served.training

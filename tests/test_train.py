@@ -348,7 +348,7 @@ def test_the_share_that_is_right_leaves_void_out() -> None:
 
 
 def options(**stated: Any) -> argparse.Namespace:
-    fields = ("epochs", "batch_size", "peak_rate", "seed", "architecture", "size")
+    fields = ("epochs", "batch_size", "peak_rate", "seed", "architecture", "size", "views")
     return argparse.Namespace(**(dict.fromkeys(fields) | stated))
 
 
