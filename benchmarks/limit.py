@@ -16,7 +16,7 @@ from pathlib import Path
 from benchmarks.networks import ROOT
 from benchmarks.stages import Stages
 
-BATCHES = (1, 4, 8, 16, 32)
+BATCHES = (1, 4, 8, 16, 32, 64)
 _START_SECONDS = 60
 
 

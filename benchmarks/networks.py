@@ -19,7 +19,7 @@ WORK = ROOT / ".bench"  # everything that the benchmark makes and keeps: environ
 RANDOM = ("resnet20", "resnet50")
 _SAMPLES = {"segment": "tower.jpg", "audio": "seven.wav", "video": "pan-left.mp4"}
 _CONTENT_TYPES = {"classify": "image/jpeg", "segment": "image/jpeg", "audio": "audio/wav", "video": "video/mp4"}
-_MAX_BATCH = {"classify": 32, "segment": 4, "audio": 32, "video": 8}
+_MAX_BATCH = {"classify": 64, "segment": 4, "audio": 64, "video": 8}
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import Coroutine, Iterable, Mapping
+from collections.abc import Coroutine, Mapping
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
@@ -127,7 +127,7 @@ async def answer_request(request: Request, task: Task) -> Response:
     inputs = await read_inputs(request, settings)
     received = time.monotonic()
     parameters = parse_parameters(_PARAMETERS[task], request.query_params, inputs.parameters, settings.timeout_ms)
-    form = _form(request, task, parameters, len(inputs.uploads))
+    form = _form(request, parameters, len(inputs.uploads))
     card = pipeline.catalogue.find(task, parameters.model)
     visit(request.scope).model = card.key
     deadline = received + (parameters.timeout_ms or settings.timeout_ms) / 1000
@@ -137,7 +137,7 @@ async def answer_request(request: Request, task: Task) -> Response:
     answering = pipeline.answer(card, inputs.uploads[0].data, parameters, deadline=deadline, form=form, watch=watch)
     answer = await _while_connected(request, answering)
     metrics.observe_stages(visit(request.scope).endpoint, answer.stages)
-    return _response(answer.body, card, [answer])
+    return _response(answer.body, card, answer.stages, answer.batch_size)
 
 
 async def _several(
@@ -162,16 +162,19 @@ async def _several(
         return {"filename": upload.filename, "predictions": answer.body}
 
     results = await asyncio.gather(*(result(upload) for upload in uploads))
-    return _response({"results": results}, card, answers)
+    longest = {stage: max((answer.stages[stage] for answer in answers), default=0.0) for stage in STAGES}
+    return _response({"results": results}, card, longest, max((answer.batch_size for answer in answers), default=0))
 
 
-def _form(request: Request, task: Task, parameters: Parameters, files: int) -> Form:
+def _form(request: Request, parameters: Parameters, files: int) -> Form:
     """PNG if the client asks for it by name; ``*/*`` means JSON."""
+    if not isinstance(parameters, SegmentParameters):
+        return "json"
     wanted = _accepted(", ".join(request.headers.getlist("accept")))
-    png = task == "segment" and wanted.get("image/png", 0.0) > wanted.get("application/json", 0.0)
+    png = wanted.get("image/png", 0.0) > wanted.get("application/json", 0.0)
     if png and files > 1:
         raise InvalidParameter("Accept: image/png answers one file; send one, or accept JSON")
-    if isinstance(parameters, SegmentParameters) and parameters.overlay and not png:
+    if parameters.overlay and not png:
         raise InvalidParameter("'overlay' is for Accept: image/png")
     return "png" if png else "json"
 
@@ -186,18 +189,16 @@ def _accepted(header: str) -> dict[str, float]:
     return weights
 
 
-def _response(body: Body | dict[str, Any], card: ModelCard, answers: Iterable[Answer]) -> Response:
-    """The body with what it cost; over several files, the longest of each stage."""
-    answers = list(answers)
-    longest = {stage: max((answer.stages[stage] for answer in answers), default=0.0) for stage in STAGES}
-    headers = {"X-Model": card.key} | _cost(longest, max((answer.batch_size for answer in answers), default=0))
+def _response(body: Body | dict[str, Any], card: ModelCard, stages: Mapping[str, float], batch_size: int) -> Response:
+    """The body with what it cost; over several files, the most of each."""
+    headers = {"X-Model": card.key} | _cost(stages, batch_size)
     if isinstance(body, bytes):
         return Response(body, media_type="image/png", headers=headers)
     return Response(_TO_JSON.dump_json(body), media_type="application/json", headers=headers)
 
 
 def _cost(stages: Mapping[str, float], batch_size: int) -> dict[str, str]:
-    timing = ", ".join(f"{stage};dur={seconds * 1000:.3f}" for stage, seconds in stages.items())
+    timing = ", ".join([f"{stage};dur={seconds * 1000:.3f}" for stage, seconds in stages.items()])
     return {"X-Batch-Size": str(batch_size), "Server-Timing": timing}
 
 

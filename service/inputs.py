@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import binascii
+import functools
 import json
 import re
 from collections.abc import AsyncGenerator
@@ -129,6 +130,8 @@ def parse_parameters(
     kind: type[Parameters], query: QueryParams, in_json: dict[str, Any], max_timeout_ms: int
 ) -> Parameters:
     """Query string and JSON together; what both give, the JSON decides. Raises ``InvalidParameter`` with the name."""
+    if not query and not in_json:
+        return _by_default(kind)
     names = [name for name, _ in query.multi_items()]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise InvalidParameter(f"the parameter {twice[:80]!r} is given twice")
@@ -142,6 +145,11 @@ def parse_parameters(
     if parameters.timeout_ms is not None and parameters.timeout_ms > max_timeout_ms:
         raise InvalidParameter(f"'timeout_ms' is {parameters.timeout_ms}; TIMEOUT_MS allows {max_timeout_ms}")
     return parameters
+
+
+@functools.cache
+def _by_default(kind: type[Parameters]) -> Parameters:
+    return kind()  # frozen, so that all requests can share it
 
 
 def _explained(error: ValidationError, kind: type[Parameters]) -> str:

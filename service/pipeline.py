@@ -15,7 +15,7 @@ from service.cards import AudioPreprocess, ImagePreprocess, ModelCard, Task, Vid
 from service.catalogue import Catalogue, LoadedModel
 from service.decode import Limits
 from service.decode.audio import decode_audio
-from service.decode.image import Picture, decode_image
+from service.decode.image import Picture, decode_image, decodes_quickly
 from service.decode.video import decode_video
 from service.errors import EmptyBody
 from service.metrics import ModelSeries
@@ -118,19 +118,18 @@ class Pipeline:
     async def _classify(
         self, card: ModelCard, data: bytes, parameters: ClassifyParameters, place: Place, watch: Stopwatch
     ) -> tuple[Body, Result]:
-        _, (sample, _) = await self._threaded(card.task, watch, lambda: self._picture(card, data, place, watch, False))
+        _, (sample, _) = await self._picture(card, data, place, watch)
         result = await _inferred(place, [sample], watch)
         with watch.stage("postprocess"):
-            probabilities = _rows(result)[0]
-            return postprocess.predictions(probabilities, card.categories, parameters.top_k), result
+            return postprocess.predictions(
+                np.asarray(result.outputs[0][0], np.float32), card.categories, parameters.top_k
+            ), result
 
     async def _segment(
         self, card: ModelCard, data: bytes, parameters: SegmentParameters, form: Form, place: Place, watch: Stopwatch
     ) -> tuple[Body, Result]:
         whole = form == "png" and parameters.overlay  # the overlay needs every pixel of the picture
-        picture, (sample, region) = await self._threaded(
-            card.task, watch, lambda: self._picture(card, data, place, watch, whole)
-        )
+        picture, (sample, region) = await self._picture(card, data, place, watch, whole=whole)
         result = await _inferred(place, [sample], watch, filling=1 - region.height * region.width / sample[..., 0].size)
         mask, confidence = np.asarray(result.outputs[0][0], np.uint8), np.asarray(result.outputs[0][1], np.float32)
 
@@ -156,16 +155,20 @@ class Pipeline:
                 return postprocess.timeline(rows, windows, card.categories, parameters.top_k), result
             return postprocess.predictions(postprocess.whole(rows, windows), card.categories, parameters.top_k), result
 
-    def _picture(
-        self, card: ModelCard, data: bytes, place: Place, watch: Stopwatch, whole: bool
+    async def _picture(
+        self, card: ModelCard, data: bytes, place: Place, watch: Stopwatch, *, whole: bool = False
     ) -> tuple[Picture, ImageSample]:
         spec = card.preprocess
         assert isinstance(spec, ImagePreprocess)
-        with watch.stage("decode"):
-            shorter_side = None if whole else decoded_shorter_side(spec)
-            picture = decode_image(data, self._limits, shorter_side=shorter_side, check=place.check)
-        with watch.stage("preprocess"):
-            return picture, image_sample(picture.pixels, spec)
+
+        def work() -> tuple[Picture, ImageSample]:
+            with watch.stage("decode"):
+                shorter_side = None if whole else decoded_shorter_side(spec)
+                picture = decode_image(data, self._limits, shorter_side=shorter_side, check=place.check)
+            with watch.stage("preprocess"):
+                return picture, image_sample(picture.pixels, spec)
+
+        return work() if decodes_quickly(data) else await self._threaded(card.task, watch, work)
 
     def _cut(self, card: ModelCard, data: bytes, place: Place, watch: Stopwatch) -> Windows:
         spec = card.preprocess

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
 
 from service.decode import Limits
-from service.decode.image import decode_image
+from service.decode.image import decode_image, decodes_quickly
 from service.errors import CorruptMedia, MediaTooLarge, UnsupportedMedia
 from tests import media
 
@@ -512,7 +512,7 @@ def test_bombs_cost_no_memory(tmp_path: Any) -> None:
     program = """
 import json, pathlib, resource, sys
 from service.decode import Limits
-from service.decode.image import decode_image
+from service.decode.image import decode_image, decodes_quickly
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 found = []
 for path in sys.argv[1:]:
@@ -570,3 +570,62 @@ def test_an_operating_system_error_of_the_check_is_not_taken_for_a_damaged_pictu
 
     with pytest.raises(TimeoutError):
         decoded(media.picture(media.smooth(16, 16), "JPEG"), check=check)
+
+
+# What may be decoded on the spot
+
+
+def small_jpeg(**options: Any) -> bytes:
+    return media.picture(media.smooth(90, 120), "JPEG", **options)
+
+
+def large_frame(data: bytes) -> bytes:
+    """The same bytes, said to be 9,000 pixels high and 12,000 wide."""
+    at = data.index(b"\xff\xc0") + 5
+    return data[:at] + struct.pack(">HH", 9_000, 12_000) + data[at + 4 :]
+
+
+def with_comment(data: bytes, comment: bytes) -> bytes:
+    return data[:2] + b"\xff\xfe" + struct.pack(">H", len(comment) + 2) + comment + data[2:]
+
+
+def with_partial_scan(data: bytes) -> bytes:
+    """Its first scan holds one of its three components, so that more scans follow."""
+    at = data.index(b"\xff\xda") + 4
+    return data[:at] + b"\1" + data[at + 1 :]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        small_jpeg(),
+        small_jpeg(optimize=True, restart_marker_blocks=4),
+        small_jpeg(exif=media.orientation(6)),
+        with_comment(small_jpeg(), large_frame(small_jpeg())),
+        media.picture(Image.new("L", (40, 40)), "JPEG"),
+        media.picture(Image.new("CMYK", (40, 40)), "JPEG"),
+    ],
+    ids=["plain", "restarts", "exif", "thumbnail", "grey", "CMYK"],
+)
+def test_a_small_sequential_jpeg_decodes_quickly(data: bytes) -> None:
+    assert decodes_quickly(data)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        small_jpeg(progressive=True),
+        large_frame(small_jpeg()),
+        with_comment(large_frame(small_jpeg()), small_jpeg()),
+        b"\xff\xd8\xff" + large_frame(small_jpeg())[2:],
+        with_partial_scan(small_jpeg()),
+        small_jpeg() + bytes(32 * 1024),
+        small_jpeg()[:100],
+        b"\xff\xd8\xff",
+        media.picture(media.smooth(16, 16), "PNG"),
+        b"",
+    ],
+    ids=["progressive", "pixels", "hidden", "filled", "scans", "bytes", "truncated", "start", "PNG", "nothing"],
+)
+def test_what_may_cost_more_does_not(data: bytes) -> None:
+    assert not decodes_quickly(data)
