@@ -5,12 +5,14 @@ Latency counts from the moment at which a request was due, so that a server that
 """
 
 import asyncio
+import functools
 import heapq
 import itertools
 import random
+import re
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import cast
 
@@ -21,6 +23,10 @@ _MAX_CONNECTIONS = 8000
 _DRAIN_SECONDS = 30
 _SEED = 0
 _IN_A_ROW = 5
+_TICK_SECONDS = 0.001  # what is due before the next is sent together with it
+_LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
+_LAST = re.compile(rb"\r\nconnection: *close", re.IGNORECASE)
+Answered = Callable[[int], None]
 
 
 @dataclass(frozen=True)
@@ -59,17 +65,16 @@ class _Connection(asyncio.Protocol):
     def __init__(self, idle: "list[_Connection]") -> None:
         self._idle = idle
         self._transport: asyncio.Transport | None = None
-        self._received = bytearray()
+        self._received = b""
         self._missing = 0  # bytes of the body, once the head is there
         self._status = 0
-        self._answer: asyncio.Future[int] | None = None
+        self._answered: Answered | None = None
 
-    def ask(self, request: bytes) -> "asyncio.Future[int]":
-        """The answer's status, or BROKEN."""
+    def ask(self, request: bytes, answered: Answered) -> None:
+        """``answered`` is told the status, or BROKEN."""
         assert self._transport is not None
-        self._answer = asyncio.get_running_loop().create_future()
+        self._answered = answered
         self._transport.write(request)
-        return self._answer
 
     def close(self) -> None:
         if self._transport is not None:
@@ -83,18 +88,17 @@ class _Connection(asyncio.Protocol):
             self._missing -= len(data)
         else:
             self._received += data
-            end = self._received.find(b"\r\n\r\n")
-            if end < 0:
+            head, end, body = self._received.partition(b"\r\n\r\n")
+            if not end:
                 return
-            head = bytes(self._received[:end]).lower().split(b"\r\n")
-            lengths = [line.split(b":")[1] for line in head if line.startswith(b"content-length:")]
-            self._status = int(head[0].split()[1])
-            self._missing = int(lengths[0]) - (len(self._received) - end - 4) if lengths else 0
-            if b"connection: close" in head and self._transport is not None:
+            self._received = b""
+            length = _LENGTH.search(head)
+            self._status = int(head.split(b" ", 2)[1])
+            self._missing = int(length[1]) - len(body) if length else 0
+            if _LAST.search(head) and self._transport is not None:
                 self._transport.close()
         if self._missing <= 0:
             status, self._status = self._status, 0
-            self._received.clear()
             if self._transport is not None and not self._transport.is_closing():
                 self._idle.append(self)
             self._finish(status)
@@ -105,53 +109,73 @@ class _Connection(asyncio.Protocol):
         self._finish(BROKEN)
 
     def _finish(self, status: int) -> None:
-        if self._answer is not None and not self._answer.done():
-            self._answer.set_result(status)
+        answered, self._answered = self._answered, None
+        if answered is not None:
+            answered(status)
 
 
 class Sender:
-    """Keeps connections to one server on 127.0.0.1, as many as are needed at once."""
+    """Keeps connections to one server on 127.0.0.1, as many as are needed at once. It works by callbacks, without a
+    task for each request: what it takes of the machine, the server does not have."""
 
     def __init__(self, port: int) -> None:
         self._port = port
         self._idle: list[_Connection] = []
         self._all: list[_Connection] = []
+        self._connecting: set[asyncio.Task[None]] = set()
 
     async def ask(self, request: bytes) -> int:
         """The answer's status, or BROKEN."""
+        answer: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        self._ask(request, answer.set_result)
+        return await answer
+
+    def _ask(self, request: bytes, answered: Answered) -> None:
         if self._idle:
-            return await self._idle.pop().ask(request)
-        if len(self._all) >= _MAX_CONNECTIONS:
-            return BROKEN
+            self._idle.pop().ask(request, answered)
+        elif len(self._all) >= _MAX_CONNECTIONS:
+            answered(BROKEN)
+        else:
+            connecting = asyncio.create_task(self._ask_another(request, answered))
+            self._connecting.add(connecting)
+            connecting.add_done_callback(self._connecting.discard)
+
+    async def _ask_another(self, request: bytes, answered: Answered) -> None:
         connection = _Connection(self._idle)
         self._all.append(connection)
         try:
             await asyncio.get_running_loop().create_connection(lambda: connection, "127.0.0.1", self._port)
         except OSError:
-            return BROKEN
-        return await connection.ask(request)
+            answered(BROKEN)
+        else:
+            connection.ask(request, answered)
 
     async def send(self, streams: Sequence[Stream], seconds: float) -> list[Outcome]:
         """Every request of ``streams`` that is due within ``seconds``; returns when all are answered or given up."""
         requests = {stream.name: encoded(stream.post, self._port) for stream in streams}
         outcomes: list[Outcome] = []
+        due_in_all = Counter(name for _, name in arrivals(streams, seconds))
+        complete = asyncio.Event()
 
-        async def one(name: str, due: float) -> None:
-            status = await self.ask(requests[name])
+        def answered(name: str, due: float, status: int) -> None:
             outcomes.append(Outcome(name, status, due, time.perf_counter() - began - due))
+            if len(outcomes) == due_in_all.total():
+                complete.set()
 
         began = time.perf_counter()
         try:
-            async with asyncio.timeout(seconds + _DRAIN_SECONDS), asyncio.TaskGroup() as asked:
+            async with asyncio.timeout(seconds + _DRAIN_SECONDS):
                 for at, name in arrivals(streams, seconds):
                     if (early := began + at - time.perf_counter()) > 0:
-                        await asyncio.sleep(early)
-                    asked.create_task(one(name, at))
-        except TimeoutError:  # what is not answered by now is cancelled, and counts as broken
-            answered = Counter(outcome.stream for outcome in outcomes)
-            for name, due in Counter(name for _, name in arrivals(streams, seconds)).items():
-                outcomes += [Outcome(name, BROKEN, seconds, _DRAIN_SECONDS)] * (due - answered[name])
-        return outcomes
+                        await asyncio.sleep(max(early, _TICK_SECONDS))
+                    self._ask(requests[name], functools.partial(answered, name, at))
+                if len(outcomes) < due_in_all.total():
+                    await complete.wait()
+        except TimeoutError:  # what is not answered by now counts as broken
+            told = Counter(outcome.stream for outcome in outcomes)
+            for name, due in due_in_all.items():
+                outcomes += [Outcome(name, BROKEN, seconds, _DRAIN_SECONDS)] * (due - told[name])
+        return list(outcomes)
 
     async def recover(self, post: Post, usual_seconds: float, *, limit_seconds: float) -> float:
         """Seconds until a lone client is answered as usual again: well, and in at most twice ``usual_seconds``, five
