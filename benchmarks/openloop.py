@@ -177,6 +177,18 @@ class Sender:
                 outcomes += [Outcome(name, BROKEN, seconds, _DRAIN_SECONDS)] * (due - told[name])
         return list(outcomes)
 
+    async def saturate(self, post: Post, connections: int, seconds: float) -> float:
+        """Good answers per second when each of so many connections asks again as soon as it is answered."""
+        request, end = encoded(post, self._port), time.perf_counter() + seconds
+
+        async def client() -> int:
+            good = 0
+            while (status := await self.ask(request)) and time.perf_counter() < end:
+                good += status == GOOD
+            return good
+
+        return sum(await asyncio.gather(*(client() for _ in range(connections)))) / seconds
+
     async def recover(self, post: Post, usual_seconds: float, *, limit_seconds: float) -> float:
         """Seconds until a lone client is answered as usual again: well, and in at most twice ``usual_seconds``, five
         times in a row. At most ``limit_seconds``."""

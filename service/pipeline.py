@@ -10,7 +10,7 @@ from typing import Literal, NamedTuple, TypeVar
 import numpy as np
 
 from service import postprocess
-from service.batcher import Batcher, Place, Result
+from service.batcher import Batcher, Place, Result, stand_back
 from service.cards import AudioPreprocess, ImagePreprocess, ModelCard, Task, VideoPreprocess
 from service.catalogue import Catalogue, LoadedModel
 from service.decode import Limits
@@ -78,7 +78,8 @@ class Pipeline:
             for model in models
         }
         self._decoders: dict[str, ThreadPoolExecutor] = {
-            task: ThreadPoolExecutor(threads, thread_name_prefix=f"decode-{task}") for task in self.catalogue.tasks()
+            task: ThreadPoolExecutor(threads, f"decode-{task}", initializer=stand_back)
+            for task in self.catalogue.tasks()
         }
 
     async def answer(

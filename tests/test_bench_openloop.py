@@ -136,3 +136,22 @@ def test_classes_share_the_machine_as_stated() -> None:
     assert clips / (pictures + clips) == pytest.approx(0.1)
     assert pictures / 900 + clips / 50 == pytest.approx(0.6)
     assert mixed_rates([1000.0, 50.0], share=None) == pytest.approx([300.0, 15.0])
+
+
+async def test_a_saturated_server_is_asked_by_so_many_at_a_time_and_its_good_answers_are_counted() -> None:
+    asked, most, good = 0, 0, 0
+
+    async def answer(request: bytes, writer: asyncio.StreamWriter) -> None:
+        nonlocal asked, most, good
+        asked += 1
+        most = max(most, asked)
+        await asyncio.sleep(0.01)
+        asked -= 1
+        status = 200 if most % 2 else 503
+        good += status == 200
+        writer.write(said(status))
+
+    async with listening(answer) as sender:
+        rate = await sender.saturate(POST, connections=5, seconds=0.5)
+    assert most == 5
+    assert good - 5 <= rate * 0.5 <= good
