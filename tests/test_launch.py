@@ -1,8 +1,11 @@
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+from service import launch
 from tests.serving import ROOT, environment
 
 
@@ -21,3 +24,18 @@ def test_where_it_cannot_listen_it_says_so(name: str, value: str) -> None:
     )
     assert done.returncode == 1
     assert done.stderr.startswith(f"convserve does not start: {name} has the value {value!r}")
+
+
+def test_it_becomes_bentoml_with_what_the_environment_does_not_say(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    became: list[list[str]] = []
+    monkeypatch.chdir(tmp_path)  # where no settings were tuned
+    monkeypatch.setattr(os, "environ", {"PORT": "3456", "MALLOC_ARENA_MAX": "8"})
+    monkeypatch.setattr(os, "execv", lambda program, arguments: became.append(arguments))
+    launch.serve()
+    assert became[0][:5] == [sys.executable, "-m", "bentoml", "serve", "service.app:ConvServe"]
+    assert became[0][became[0].index("--port") + 1] == "3456"
+    assert os.environ["MALLOC_ARENA_MAX"] == "8"
+    assert os.environ["BENTOML_DO_NOT_TRACK"] == "True"
+    assert "MALLOC_TRIM_THRESHOLD_" in os.environ
