@@ -9,7 +9,7 @@ import functools
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -38,6 +38,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
+from service.errors import REFUSALS
 from service.gpu import GpuCollector
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
@@ -117,6 +118,16 @@ def observe_request(endpoint: str, status: int, seconds: float) -> None:
     requests, duration = _endpoint(endpoint, status)
     requests.inc()
     duration.observe(seconds)
+
+
+def expect(endpoints: Iterable[str]) -> None:
+    """Starts what alerts count at zero: Prometheus sees no increase in a series whose first value is 1 already."""
+    for endpoint in endpoints:
+        _endpoint(endpoint, 200)
+        for refusal in REFUSALS.values():
+            if refusal.status >= 500:
+                _endpoint(endpoint, refusal.status)
+                REJECTED.labels(endpoint, refusal.slug)
 
 
 def exposition() -> bytes:
