@@ -1,5 +1,6 @@
 # make serve            serves the bundled models on port 3000 (PORT=, HOST=, CONVSERVE_…= change things)
 # make test             ruff, mypy, pytest: everything, as CI runs it
+# make test-ops         rules, alerts and dashboard with a real Prometheus, which has to be installed
 # make train DATA=…     all recipes, one after the other, from folders made by `python -m models.fetch`
 # make export           publishes what `make train` made, as new versions (REPOSITORY=, by default the bundled one)
 # make depth            20 and 56 layers with and without shortcuts, the same otherwise: what residual links mend
@@ -16,7 +17,7 @@ BIN := $(VENV)/bin
 DATA ?= data
 REPOSITORY ?= models/repository
 
-.PHONY: serve tune test bench bench-gpu train export depth crossvalidate format clean
+.PHONY: serve tune test test-ops bench bench-gpu train export depth crossvalidate format clean
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or later is needed; name it: make PYTHON=python3.11"; exit 1; }
@@ -42,6 +43,9 @@ test: $(VENV)/dev.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest
+
+test-ops: $(VENV)/dev.stamp
+	$(BIN)/pytest tests/ops
 
 bench: $(VENV)/dev.stamp
 	$(BIN)/python -m benchmarks.bench $(OPTIONS)

@@ -15,7 +15,7 @@ from typing import Any
 
 from service.cards import MEDIA_OF_TASK
 from service.errors import REFUSALS, InternalError, ServiceError
-from service.metrics import observe_request
+from service.metrics import REJECTED, observe_request
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -95,6 +95,7 @@ class Access:
         except Exception:  # the last line of defence: without an answer, BentoML would let the client wait for minutes
             failures.exception("request %s failed", this.request_id)
             if not this.status:
+                REJECTED.labels(this.endpoint, InternalError.slug).inc()
                 await _send_problem(
                     sending, InternalError("see the service's log under this request_id"), this.request_id
                 )

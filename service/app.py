@@ -79,6 +79,7 @@ class RawBodies:
         body = counted(Request(scope, receive), SETTINGS.max_body_bytes)
         patience = asyncio.get_running_loop().time() + SETTINGS.body_timeout_ms / 1000
         received = 0
+        endpoint = access.visit(scope).endpoint
 
         async def next_block() -> access.Message:
             nonlocal received
@@ -86,12 +87,12 @@ class RawBodies:
                 async with asyncio.timeout_at(patience):
                     block = await anext(body, b"")
             except TimeoutError:
-                raise _as_bento(BodyTimeout(SETTINGS.body_timeout_ms)) from None
+                raise _refused(endpoint, BodyTimeout(SETTINGS.body_timeout_ms)) from None
             except ServiceError as error:
-                raise _as_bento(error) from error
+                raise _refused(endpoint, error) from error
             received += len(block)
             if not received:  # BentoML would make two braces of it
-                raise _as_bento(EmptyBody())
+                raise _refused(endpoint, EmptyBody())
             return {"type": "http.request", "body": block, "more_body": bool(block)}
 
         await self.app(scope, next_block, send)
@@ -155,6 +156,7 @@ class ConvServe:
         server = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
         if isinstance(server, uvicorn.Server):
             CONNECTIONS.watch(server, (bentoml.server_context.worker_index or 1) - 1)
+        metrics.expect(f"{way_in}/{task}" for way_in in ("", "/bento") for task in self._pipeline.catalogue.tasks())
         metrics.WORKERS.set(1)
         metrics.WORKER_STARTS.inc()
         listing = ", ".join(f"{model.card.key} on {model.engine.provider}" for model in models)
@@ -205,8 +207,7 @@ class ConvServe:
             metrics.observe_stages(f"/bento/{task}", answer.stages)
             return answer.body
         except ServiceError as error:
-            metrics.REJECTED.labels(f"/bento/{task}", error.slug).inc()
-            raise _as_bento(error) from error
+            raise _refused(f"/bento/{task}", error) from error
 
     def _give_up(self) -> None:
         """The engine answers nothing any more: out of readiness, and away, so that a new worker takes over."""
@@ -215,7 +216,9 @@ class ConvServe:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _as_bento(error: ServiceError) -> BentoMLException:
+def _refused(endpoint: str, error: ServiceError) -> BentoMLException:
+    """``error`` as BentoML would have it, counted."""
+    metrics.REJECTED.labels(endpoint, error.slug).inc()
     return BentoMLException(f"{error.title}: {error.detail}", error_code=HTTPStatus(error.status))
 
 

@@ -9,7 +9,7 @@ import functools
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -38,6 +38,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from prometheus_client.multiprocess import MultiProcessCollector, mark_process_dead
 
+from service.errors import REFUSALS
 from service.gpu import GpuCollector
 
 CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
@@ -135,6 +136,16 @@ def observe_request(endpoint: str, status: int, seconds: float) -> None:
     duration.observe(seconds)
 
 
+def expect(endpoints: Iterable[str]) -> None:
+    """Starts what alerts count at zero: Prometheus sees no increase in a series whose first value is 1 already."""
+    for endpoint in endpoints:
+        _endpoint(endpoint, 200)
+        for refusal in REFUSALS.values():
+            if refusal.status >= 500:
+                _endpoint(endpoint, refusal.status)
+                REJECTED.labels(endpoint, refusal.slug)
+
+
 def exposition() -> bytes:
     """All workers' series as Prometheus text; gauges of workers that are gone are dropped first."""
     folder = os.environ[_FOLDER_VARIABLE]
@@ -154,10 +165,11 @@ def _forget_the_dead(folder: Path) -> None:
 
 
 def _alive(pid: int) -> bool:
+    """A killed worker stays a zombie, which takes signals, until its supervisor looks: half a minute and more."""
     try:
         os.kill(pid, 0)
-    except ProcessLookupError:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (ProcessLookupError, PermissionError):  # gone; somebody else's by now
         return False
-    except PermissionError:  # somebody else's by now
-        return False
-    return True
+    except OSError:  # there is no /proc here
+        return True

@@ -1,20 +1,26 @@
 """The series as Prometheus would read them, against what the clients counted."""
 
+import os
 import re
+import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests import graphs
-from tests.samples import grey_png, square_wav
+from tests.samples import grey_clip, grey_png, half_red_png, square_wav
 from tests.serving import ROOT, Server, environment, serving
 
+_T = TypeVar("_T")
 Series = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 
@@ -67,6 +73,105 @@ def test_counts_equal_the_clients_own_over_several_workers_and_batches_form(fres
     assert _value(series, "convserve_calibrated_samples_per_second", model="tiny-classify:1") > 0
     info = [labels for name, labels in series if name == "convserve_model_info"]
     assert len(info) == 4 and all(dict(labels)["provider"] == "CPUExecutionProvider" for labels in info)
+
+
+def test_every_endpoint_and_status_is_counted_as_the_clients_saw_it(server: Server) -> None:
+    media = {"classify": grey_png(7), "segment": half_red_png(), "audio": square_wav(0.5), "video": grey_clip(7)}
+    ways = [f"{prefix}/{task}" for prefix in ("", "/bento") for task in media]
+    good = [("POST", way, "", media[way.rpartition("/")[2]]) for way in ways]
+    bad = [("POST", way, "", body) for way in ways for body in (b"", b"junk")]
+    odd = [
+        ("POST", "/classify", "?top_k=0", b"x"),
+        ("POST", "/audio", "?model=nobody", b"x"),
+        ("GET", "/video", "", b""),
+    ]
+    others = [("GET", "/models", "", b""), ("GET", "/readyz", "", b""), ("GET", "/no/such/path", "", b"")]
+
+    def ask(call: tuple[str, str, str, bytes]) -> tuple[str, str]:
+        method, path, query, body = call
+        answer = httpx.request(method, f"{server.url}{path}{query}", content=body, timeout=60)
+        return "unknown" if path == "/no/such/path" else path, str(answer.status_code)
+
+    before = _requests(_scrape(server))
+    with ThreadPoolExecutor(8) as pool:
+        seen = Counter(pool.map(ask, (good * 6 + bad + odd + others) * 3))
+    assert {status for _, status in seen} == {"200", "400", "404", "405", "415", "422"}
+    counted = _eventually(lambda: _requests(_scrape(server)) - before, lambda counts: counts.total() >= seen.total())
+    assert counted == seen
+
+
+def test_refusals_are_counted_by_reason_on_both_ways_in(server: Server) -> None:
+    bodies = {"empty-body": b"", "unsupported-media": b"junk", "corrupt-media": grey_png(5)[:-28]}
+    kinds = [(path, reason) for path in ("/classify", "/bento/classify") for reason in bodies]
+
+    def refused() -> list[float]:
+        series = _scrape(server)
+        return [_value(series, "convserve_rejected_total", endpoint=path, reason=reason) for path, reason in kinds]
+
+    before = refused()
+    for path, reason in kinds:
+        httpx.post(f"{server.url}{path}", content=bodies[reason], timeout=30)
+    assert refused() == [count + 1 for count in before]
+
+
+def test_failures_are_zero_before_the_first_so_that_an_increase_is_seen(fresh: Server) -> None:
+    series = _scrape(fresh)
+    for endpoint in ("/classify", "/segment", "/audio", "/video", "/bento/classify"):
+        for status in ("500", "503", "504"):
+            assert series["convserve_requests_total", frozenset({("endpoint", endpoint), ("status", status)})] == 0
+        labels = frozenset({("endpoint", endpoint), ("reason", "queue-full")})
+        assert series["convserve_rejected_total", labels] == 0
+
+
+def test_a_killed_worker_takes_no_counts_with_it_but_what_it_had_in_flight(fresh: Server) -> None:
+    """Clients keep asking while one of two workers is killed. An answer that was sent but not counted yet, or counted
+    but not received, was in flight: each client has one call at a time."""
+    clients, calls = 8, 100
+    killed, (victim, other) = [], sorted(fresh.workers())
+
+    def ask(client: int) -> Counter[tuple[str, str]]:
+        seen: Counter[tuple[str, str]] = Counter()
+        body = b"junk" if client % 4 == 0 else grey_png(client)
+        with httpx.Client(base_url=fresh.url, timeout=60) as connection:
+            for number in range(calls):
+                if client == 0 and number == calls // 2:
+                    os.kill(victim, signal.SIGKILL)
+                    killed.append(victim)
+                try:
+                    seen["/classify", str(connection.post("/classify", content=body).status_code)] += 1
+                except httpx.TransportError:
+                    seen["lost", ""] += 1
+        return seen
+
+    with ThreadPoolExecutor(clients) as pool:
+        seen = sum(pool.map(ask, range(clients)), Counter())
+    lost = seen.pop(("lost", ""), 0)
+    assert killed and seen.total() + lost == clients * calls
+    series = _scrape(fresh)
+    counted = _requests(series)
+    for status in ("200", "415"):
+        assert abs(counted["/classify", status] - seen["/classify", status]) <= clients
+    starts = _value(series, "convserve_worker_starts_total")  # another one may have taken its place by now
+    assert _value(series, "convserve_workers") == starts - 1, "the dead worker's gauges are gone"
+    assert _value(series, "convserve_queue_depth", model="tiny-classify:1") == 0
+    assert other in fresh.workers() and victim not in fresh.workers()
+
+
+def _requests(series: Series) -> Counter[tuple[str, str]]:
+    """By endpoint and status, without those that ask for the metrics themselves."""
+    counts: Counter[tuple[str, str]] = Counter()
+    for (name, labels), value in series.items():
+        if name == "convserve_requests_total" and value and dict(labels)["endpoint"] != "/metrics":
+            counts[dict(labels)["endpoint"], dict(labels)["status"]] += int(value)
+    return counts
+
+
+def _eventually(read: Callable[[], _T], done: Callable[[_T], bool], seconds: float = 10) -> _T:
+    """A worker counts an answer after it was sent, and another may be asked in between."""
+    until = time.monotonic() + seconds
+    while not done(value := read()) and time.monotonic() < until:
+        time.sleep(0.1)
+    return value
 
 
 def test_unknown_paths_make_no_series_of_their_own(server: Server) -> None:
