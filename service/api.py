@@ -38,7 +38,7 @@ _PARAMETERS: dict[Task, type[Parameters]] = {
     "audio": WindowParameters,
     "video": WindowParameters,
 }
-_CLIENT_LEFT = 499  # nginx's status for a request whose client did not wait; nobody reads it but the log
+CLIENT_LEFT = 499  # nginx's status for a request whose client did not wait; nobody reads it but the log
 _UNWATCHED_SECONDS = 0.1
 _TO_JSON: TypeAdapter[Any] = TypeAdapter(Any)
 _T = TypeVar("_T")
@@ -82,7 +82,7 @@ class TaskRoutes:
         except ServiceError as error:
             response = refusal(error, scope)
         except ClientDisconnect:
-            response = Response(status_code=_CLIENT_LEFT)
+            response = Response(status_code=CLIENT_LEFT)
         await response(scope, receive, send)
 
 

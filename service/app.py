@@ -24,9 +24,9 @@ from service import (  # metrics before BentoML: it chooses the folder that the 
 import bentoml  # isort: skip
 import uvicorn
 from bentoml.exceptions import BentoMLException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
-from service.api import TaskRoutes, create_app, mounted
+from service.api import CLIENT_LEFT, TaskRoutes, create_app, mounted
 from service.cards import Task
 from service.catalogue import check_loadable, load_models
 from service.connections import Connections
@@ -78,11 +78,11 @@ class RawBodies:
         scope = {**scope, "headers": [*others, (b"content-type", b"application/octet-stream")]}
         body = counted(Request(scope, receive), SETTINGS.max_body_bytes)
         patience = asyncio.get_running_loop().time() + SETTINGS.body_timeout_ms / 1000
-        received = 0
+        received, left = 0, False
         endpoint = access.visit(scope).endpoint
 
         async def next_block() -> access.Message:
-            nonlocal received
+            nonlocal received, left
             try:
                 async with asyncio.timeout_at(patience):
                     block = await anext(body, b"")
@@ -90,12 +90,20 @@ class RawBodies:
                 raise _refused(endpoint, BodyTimeout(SETTINGS.body_timeout_ms)) from None
             except ServiceError as error:
                 raise _refused(endpoint, error) from error
+            except ClientDisconnect as error:
+                left = True
+                raise BentoMLException("the client left", error_code=HTTPStatus.BAD_REQUEST) from error
             received += len(block)
             if not received:  # BentoML would make two braces of it
                 raise _refused(endpoint, EmptyBody())
             return {"type": "http.request", "body": block, "more_body": bool(block)}
 
-        await self.app(scope, next_block, send)
+        async def sending(message: access.Message) -> None:
+            if left and message["type"] == "http.response.start":
+                message["status"] = CLIENT_LEFT
+            await send(message)
+
+        await self.app(scope, next_block, sending)
 
 
 class Hosted(bentoml.Service[Any]):  # type: ignore[misc]  # it is untyped

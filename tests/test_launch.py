@@ -26,7 +26,7 @@ def test_where_it_cannot_listen_it_says_so(name: str, value: str) -> None:
     assert done.stderr.startswith(f"convserve does not start: {name} has the value {value!r}")
 
 
-def test_it_becomes_bentoml_with_what_the_environment_does_not_say(
+def test_it_becomes_bentoml_and_leaves_what_the_environment_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     became: list[list[str]] = []

@@ -3,6 +3,7 @@
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -42,6 +43,25 @@ def _scrape(server: Server) -> Series:
 
 def _value(series: Series, name: str, **labels: str) -> float:
     return series.get((name, frozenset(labels.items())), 0.0)
+
+
+@pytest.mark.parametrize("path", ["/classify", "/bento/classify"])
+def test_a_client_that_leaves_while_it_sends_is_no_failure_of_ours(fresh: Server, path: str) -> None:
+    with socket.create_connection(("127.0.0.1", fresh.port), timeout=20) as connection:
+        connection.sendall(f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nabc".encode())
+        time.sleep(0.2)  # to be read from before it is left
+    deadline = time.monotonic() + 20
+    counted: dict[str, float] = {}
+    while not sum(counted.values()) and time.monotonic() < deadline:
+        series = _scrape(fresh).items()
+        name = "convserve_requests_total"
+        counted = {
+            dict(labels)["status"]: value
+            for (found, labels), value in series
+            if found == name and ("endpoint", path) in labels
+        }
+        time.sleep(0.1)
+    assert {status: value for status, value in counted.items() if value} == {"499": 1}
 
 
 def test_counts_equal_the_clients_own_over_several_workers_and_batches_form(fresh: Server) -> None:
