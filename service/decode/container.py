@@ -43,6 +43,8 @@ def open_container(data: bytes, media: str, limits: Limits) -> Iterator[av.conta
         "max_pixels": str(limits.max_frame_pixels),
         "enable_drefs": "0",
     }
+    if format == "WAV":  # FFmpeg would search the samples for other codings, for longer than a spoken word decodes
+        options["probesize"] = "4096"
     try:
         with av.open(BytesIO(data), "r", format=demuxer, options=options, metadata_errors="ignore") as container:
             yield container
