@@ -14,9 +14,9 @@ from service.settings import Settings, SettingsError
 logger = logging.getLogger("convserve.catalogue")
 
 # On a CPU a batch spares what every run costs beside its arithmetic, some 0.1 ms: more than this much arithmetic, some
-# 0.2 s, spares nothing, takes more memory and keeps others waiting; with less, more of those who wait are left over for
+# 0.1 s, spares nothing, takes more memory and keeps others waiting; with less, more of those who wait are left over for
 # a second batch. `make tune` finds the best for a machine.
-_MACS_CPU = 8e9
+_MACS_CPU = 4e9
 _MAX_BATCH_CPU = 64
 
 
