@@ -24,13 +24,9 @@ blank sample fails then, the engine is broken and the worker has to be started a
 import asyncio
 import logging
 import math
-import os
-import sys
-import threading
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
@@ -39,13 +35,13 @@ from numpy.typing import NDArray
 from service.engine import Outputs
 from service.errors import DeadlineExceeded, DeadlineUnmeetable, InternalError, NotReady, QueueFull, ServiceError
 from service.metrics import ModelSeries
+from service.pace import Pace
+from service.threads import workers
 
 logger = logging.getLogger("convserve.batcher")
 
 Sample = NDArray[np.generic]
 Shape = tuple[int, ...]
-_MEMORY = 0.8  # how much of a running mean stays when a value is added to it
-_NICENESS = 10
 _SHORT_SECONDS = 2.0  # of waiting, while requests have to be refused
 _CAUTION = 1.2  # what is let in and comes too late has cost others their answer: paces may drop by so much
 
@@ -160,21 +156,6 @@ class Entry(NamedTuple):
     sample: Sample
 
 
-def stand_back() -> None:
-    """Lets the other threads go first: who asks must be heard, and refused in time, however much there is to do."""
-    if sys.platform == "linux":  # where a thread has a niceness of its own
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
-
-
-class Mean:
-    """A running mean that forgets."""
-
-    value = 0.0
-
-    def add(self, value: float) -> None:
-        self.value = _MEMORY * (self.value or value) + (1 - _MEMORY) * value
-
-
 class Batcher:
     """The queue before one engine, and the task that empties it. All methods belong to one event loop.
 
@@ -193,16 +174,15 @@ class Batcher:
         broken: Callable[[], None],
     ) -> None:
         self._engine, self._series, self._broken = engine, series, broken
-        self._max_batch, self._queue_samples, self._decoders = max_batch, queue_samples, decoders
+        self._max_batch, self._queue_samples, self._pace = max_batch, queue_samples, Pace(decoders)
         self._lines: OrderedDict[Shape, deque[Place]] = OrderedDict()
         self._waiting = 0  # samples, of which these are requests that are not decoded yet
         self._undecoded = 0
         self._running = 0
-        self._seconds_per_sample, self._decode_seconds = Mean(), Mean()
         self._overloaded_until = -math.inf
         self._over: NotReady | None = None
         self._work = asyncio.Event()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="engine", initializer=stand_back)
+        self._thread = workers(1, "engine")
         self._loop = asyncio.create_task(self._serve())
 
     def reserve(self, deadline: float) -> Place:
@@ -213,7 +193,8 @@ class Batcher:
         """
         if self._over:
             raise self._over
-        now, ahead = time.monotonic(), self._seconds_ahead()
+        now = time.monotonic()
+        ahead = self._pace.seconds_ahead(self._undecoded, self._waiting + self._running)
         retry_after = max(1, math.ceil(ahead))
         if self._waiting >= self._queue_samples or (now < self._overloaded_until and ahead > _SHORT_SECONDS):
             self._overloaded_until = now + _SHORT_SECONDS
@@ -221,7 +202,7 @@ class Batcher:
                 f"{self._waiting} samples are waiting, for about {ahead:.1f} s; QUEUE_SAMPLES is {self._queue_samples}",
                 retry_after_seconds=retry_after,
             )
-        needed = _CAUTION * (ahead + self._decode_seconds.value + self._seconds_per_sample.value)
+        needed = _CAUTION * (ahead + self._pace.seconds_of_one())
         if self._waiting + self._running > 0 and needed > deadline - now:
             raise DeadlineUnmeetable(
                 f"with what is waiting it may take {needed * 1000:.0f} ms; "
@@ -237,7 +218,7 @@ class Batcher:
             place.fail(self._over)
             return
         self._decoded(place)
-        self._decode_seconds.add(decode_seconds)
+        self._pace.decoding.add(decode_seconds)
         self._recount(place)
         self._lines.setdefault(shape, deque()).append(place)
         self._work.set()
@@ -340,19 +321,12 @@ class Batcher:
         size = len(batch)
         self._series.batch_size.observe(size)
         self._series.samples.inc(size)
-        self._seconds_per_sample.add(seconds / size)
+        self._pace.inference.add(seconds / size)
         padded_size = self._engine.padded_size(size)
         for place in {entry.place for entry in batch}:
             place.ran(seconds, size, padded_size)
         for entry, output in zip(batch, outputs, strict=True):
             entry.place.answer(entry.number, output)
-
-    def _seconds_ahead(self) -> float:
-        """How long what is here takes, by the paces measured so far: requests stand in the decoders' line, then in the
-        engine's, and as both move at the same time, the longer one counts."""
-        decoding = self._undecoded * self._decode_seconds.value / self._decoders
-        inference = (self._waiting + self._running) * self._seconds_per_sample.value
-        return max(decoding, inference)
 
     def _decoded(self, place: Place) -> None:
         self._undecoded -= not place.decoded

@@ -3,14 +3,13 @@
 import asyncio
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 
 from service import postprocess
-from service.batcher import Batcher, Place, Result, stand_back
+from service.batcher import Batcher, Place, Result
 from service.cards import AudioPreprocess, ImagePreprocess, ModelCard, Task, VideoPreprocess
 from service.catalogue import Catalogue, LoadedModel
 from service.decode import Limits
@@ -30,6 +29,7 @@ from service.schemas import (
     WindowParameters,
 )
 from service.settings import Settings
+from service.threads import workers
 
 Body = list[Prediction] | list[Segment] | Timeline | bytes  # bytes: a PNG
 Form = Literal["json", "png"]
@@ -77,10 +77,7 @@ class Pipeline:
             )
             for model in models
         }
-        self._decoders: dict[str, ThreadPoolExecutor] = {
-            task: ThreadPoolExecutor(threads, f"decode-{task}", initializer=stand_back)
-            for task in self.catalogue.tasks()
-        }
+        self._decoders = {task: workers(threads, f"decode-{task}") for task in self.catalogue.tasks()}
 
     async def answer(
         self,

@@ -24,7 +24,7 @@ LAYERS = [
     {"engine", "repository", "postprocess"},
     {"decode", "preprocess", "schemas", "providers", "buffers"},
     {"cards", "metrics"},
-    {"errors", "gpu"},
+    {"errors", "gpu", "pace", "threads"},
 ]
 
 
