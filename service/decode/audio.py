@@ -63,6 +63,8 @@ def _blocks(
 
 def _mono(frame: av.AudioFrame) -> NDArray[np.float32]:
     interleaved = frame.to_ndarray().reshape(-1, frame.layout.nb_channels)
+    if frame.layout.nb_channels == 1:
+        return interleaved[:, 0].astype(np.float32, copy=False)
     with np.errstate(over="ignore", invalid="ignore"):  # what is not finite is refused at the end
         mono: NDArray[np.float32] = interleaved.mean(axis=1, dtype=np.float32)
     return mono
