@@ -49,7 +49,7 @@ API = create_app(SETTINGS)
 CONNECTIONS = Connections(metrics.share_folder() / "connections", SETTINGS.worker_count())
 
 _GARBAGE = 20_000  # objects between two looks for cycles, of which requests leave few; Python's 700 is every other one
-_GRACE_SECONDS = 30  # BentoML's own timeout would answer in its own form: it lies this far above ours
+_BEHIND_OURS_SECONDS = 30  # BentoML's own timeout would answer in its own form: it lies this far above ours
 
 
 def _load_or_explain(pipe: Connection) -> None:
@@ -119,7 +119,7 @@ class Hosted(bentoml.Service[Any]):  # type: ignore[misc]  # it is untyped
     name="convserve",
     service_class=Hosted,
     workers=SETTINGS.worker_count(),
-    traffic={"timeout": (SETTINGS.timeout_ms + SETTINGS.body_timeout_ms) / 1000 + _GRACE_SECONDS},
+    traffic={"timeout": (SETTINGS.timeout_ms + SETTINGS.body_timeout_ms) / 1000 + _BEHIND_OURS_SECONDS},
     # Ours instead: BentoML's own cost more than half of the throughput.
     metrics={"enabled": False},
     logging={"access": {"enabled": False}},
@@ -130,7 +130,7 @@ class Hosted(bentoml.Service[Any]):  # type: ignore[misc]  # it is untyped
 class ConvServe:
     def __init__(self) -> None:
         self._pipeline: Pipeline | None = None
-        self._broken = False
+        self._broken = self._leaving = False
 
     @bentoml.on_deployment
     @staticmethod
@@ -164,6 +164,7 @@ class ConvServe:
         server = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
         if isinstance(server, uvicorn.Server):
             CONNECTIONS.watch(server, (bentoml.server_context.worker_index or 1) - 1)
+            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._leave, server)
         metrics.expect(f"{way_in}/{task}" for way_in in ("", "/bento") for task in self._pipeline.catalogue.tasks())
         metrics.WORKERS.set(1)
         metrics.WORKER_STARTS.inc()
@@ -180,7 +181,7 @@ class ConvServe:
         metrics.WORKERS.set(0)
 
     async def __is_ready__(self) -> bool:
-        return self._pipeline is not None and not self._broken
+        return self._pipeline is not None and not self._broken and not self._leaving
 
     async def __is_alive__(self) -> bool:
         return not self._broken
@@ -216,6 +217,14 @@ class ConvServe:
             return answer.body
         except ServiceError as error:
             raise _refused(f"/bento/{task}", error) from error
+
+    def _leave(self, server: uvicorn.Server) -> None:
+        """What SIGTERM asks for: out of readiness first, while requests that still come are answered and their clients
+        sent away. Then uvicorn stops: it closes the listener and what rests, and finishes what is in flight."""
+        self._leaving = True
+        CONNECTIONS.send_away()
+        drain_seconds = 0 if self._broken else SETTINGS.drain_seconds  # a broken engine has no answers to give
+        asyncio.get_running_loop().call_later(drain_seconds, server.handle_exit, signal.SIGTERM, None)
 
     def _give_up(self) -> None:
         """The engine answers nothing any more: out of readiness, and away, so that a new worker takes over."""

@@ -1,4 +1,4 @@
-"""Keeps the clients' connections spread over the workers, and sends them away when the worker stops.
+"""Keeps the clients' connections spread over the workers, and sends the clients away before the worker stops.
 
 All workers accept from one socket, and whichever is quicker takes a connection for good, as clients keep theirs: one of
 two workers may hold nearly all of them, and one that was started afresh none. So each worker writes how many it has
@@ -40,6 +40,7 @@ class Connections:
         self._file, self._workers, self._clock = file, workers, clock
         self._server: Server | None = None
         self._closed_at = clock()
+        self._leaving = False
 
     def watch(self, server: Server, index: int) -> None:
         """``server`` is that of worker number ``index``, from 0. Until this is called, nothing is closed."""
@@ -49,11 +50,15 @@ class Connections:
         self._server, self._index = server, index
         self._write(0)  # what a worker that died had is nobody's any more
 
+    def send_away(self) -> None:
+        """From now on every answer ends its connection: only with an answer can HTTP/1.1 tell a client to go."""
+        self._leaving = True
+
     def closes(self) -> bool:
         """Whether the connection that an answer is about to go to ends with it."""
         if self._server is None:
             return False
-        if self._server.should_exit:
+        if self._leaving or self._server.should_exit:
             return True
         mine = len(self._server.server_state.connections)
         self._write(mine)

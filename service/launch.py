@@ -17,7 +17,7 @@ TUNED = "tuned.env"  # in the working folder, made by ``make tune``
 # glibc reads these when a process starts. By itself it keeps a heap for each thread and whatever was once in use: 70 MB
 # a worker, which these give back, at the same speed.
 _ALLOCATOR = {"MALLOC_ARENA_MAX": "2", "MALLOC_MMAP_THRESHOLD_": "1048576", "MALLOC_TRIM_THRESHOLD_": "1048576"}
-_GRACE_SECONDS = 30  # what is in flight may take so long to finish after SIGTERM
+_GRACE_SECONDS = 30  # what is in flight may take so long to finish after the drain; the README says so too
 
 
 def serve() -> None:

@@ -47,6 +47,7 @@ class Settings(BaseSettings):
     max_frames: Count = _LIMITS.max_frames
     max_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = _LIMITS.max_seconds
     max_channels: Count = _LIMITS.max_channels
+    drain_seconds: Annotated[float, Field(ge=0, le=3600, allow_inf_nan=False)] = 0.0
     access_log: bool = True
     tensorrt_cache: Path = GpuOptions().tensorrt_cache
     tensorrt_fp16: bool = False

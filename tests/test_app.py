@@ -157,3 +157,20 @@ def test_sigterm_lets_what_is_in_flight_finish(tmp_path: Path) -> None:
             answer = client.post("/classify", content=slowly())  # type: ignore[arg-type]
         assert answer.json()[0]["label"] == "11"
         assert server.process.wait(timeout=30) == 0
+
+
+def test_after_sigterm_it_is_not_ready_but_still_answers_and_sends_clients_away(tmp_path: Path) -> None:
+    repository = tmp_path / "repository"
+    graphs.write_model(repository, "classify")
+    with serving(tmp_path / "log", repository=str(repository), workers="1", drain_seconds="10") as server:
+        with httpx.Client(base_url=server.url, timeout=30) as kept:
+            assert "connection" not in kept.get("/readyz").headers
+            server.process.send_signal(signal.SIGTERM)
+            answer = kept.get("/readyz")
+            while answer.status_code == 200:  # the signal is on its way
+                answer = kept.get("/readyz")
+            assert (answer.status_code, answer.headers["connection"]) == (503, "close")
+            answer = kept.post("/classify", content=grey_png(11))  # on a new connection
+            assert (answer.json()[0]["label"], answer.headers["connection"]) == ("11", "close")
+            assert kept.get("/livez").status_code == 200  # it must not be killed for it
+        assert server.process.wait(timeout=40) == 0

@@ -96,6 +96,14 @@ def test_a_server_that_stops_sends_everybody_away(tmp_path: Path) -> None:
     assert [workers.views[0].closes() for _ in range(3)] == [True, True, True]
 
 
+def test_a_server_that_is_to_stop_sends_everybody_away_while_it_still_answers(tmp_path: Path) -> None:
+    workers = Workers(tmp_path, 1, 1)
+    workers.views[0].send_away()
+    assert not workers.servers[0].should_exit
+    assert [workers.views[0].closes() for _ in range(3)] == [True, True, True]
+    assert not workers.views[1].closes()
+
+
 def test_nothing_is_closed_before_there_is_a_server(tmp_path: Path) -> None:
     assert not Connections(tmp_path / "connections", 2).closes()
 

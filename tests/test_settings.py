@@ -36,6 +36,8 @@ def test_defaults() -> None:
         ("MAX_BATCH", "cifar10=many"),
         ("MAX_SECONDS", "nan"),
         ("MAX_SECONDS", "inf"),
+        ("DRAIN_SECONDS", "-1"),
+        ("DRAIN_SECONDS", "inf"),
         ("DEVICE", "tpu"),
         ("ACCESS_LOG", "perhaps"),
         ("DEFAULT_MODELS", "classify"),
