@@ -68,6 +68,7 @@ class _Connection(asyncio.Protocol):
         self._received = b""
         self._missing = 0  # bytes of the body, once the head is there
         self._status = 0
+        self._last = False  # the server closes the connection after this answer
         self._answered: Answered | None = None
 
     def ask(self, request: bytes, answered: Answered) -> None:
@@ -95,12 +96,13 @@ class _Connection(asyncio.Protocol):
             length = _LENGTH.search(head)
             self._status = int(head.split(b" ", 2)[1])
             self._missing = int(length[1]) - len(body) if length else 0
-            if _LAST.search(head) and self._transport is not None:
-                self._transport.close()
+            self._last = _LAST.search(head) is not None
         if self._missing <= 0:
             status, self._status = self._status, 0
-            if self._transport is not None and not self._transport.is_closing():
+            if not self._last:
                 self._idle.append(self)
+            elif self._transport is not None:
+                self._transport.close()
             self._finish(status)
 
     def connection_lost(self, error: Exception | None) -> None:

@@ -155,3 +155,18 @@ async def test_a_saturated_server_is_asked_by_so_many_at_a_time_and_its_good_ans
         rate = await sender.saturate(POST, connections=5, seconds=0.5)
     assert most == 5
     assert good - 5 <= rate * 0.5 <= good
+
+
+async def test_an_answer_that_ends_its_connection_is_read_to_its_end() -> None:
+    async def answer(request: bytes, writer: asyncio.StreamWriter) -> None:
+        head, _, body = said(200, bytes(5000)).partition(b"\r\n\r\n")
+        writer.write(head + b"\r\nConnection: close\r\n\r\n")
+        await asyncio.sleep(0.01)
+        writer.write(body)
+        await writer.drain()
+        writer.close()
+
+    async with listening(answer) as sender:
+        outcomes = await sender.send([Stream("a", POST, 100.0)], 0.2)
+    assert outcomes
+    assert {outcome.status for outcome in outcomes} == {200}
