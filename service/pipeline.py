@@ -12,9 +12,9 @@ from service import postprocess
 from service.batcher import Batcher, Place, Result
 from service.cards import AudioPreprocess, ImagePreprocess, ModelCard, Task, VideoPreprocess
 from service.catalogue import Catalogue, LoadedModel
-from service.decode import Limits
+from service.decode import Limits, audio, image
 from service.decode.audio import decode_audio
-from service.decode.image import Picture, decode_image, decodes_quickly
+from service.decode.image import Picture, decode_image
 from service.decode.video import decode_video
 from service.errors import EmptyBody
 from service.metrics import ModelSeries
@@ -34,6 +34,11 @@ from service.threads import workers
 Body = list[Prediction] | list[Segment] | Timeline | bytes  # bytes: a PNG
 Form = Literal["json", "png"]
 STAGES = ("decode", "preprocess", "queue", "inference", "padding", "postprocess")  # padding: inference on mere filling
+_QUICK: dict[Task, Callable[[bytes], bool]] = {
+    "classify": image.decodes_quickly,
+    "segment": image.decodes_quickly,
+    "audio": audio.decodes_quickly,
+}
 _T = TypeVar("_T")
 
 
@@ -145,7 +150,7 @@ class Pipeline:
     async def _windows(
         self, card: ModelCard, data: bytes, parameters: WindowParameters, place: Place, watch: Stopwatch
     ) -> tuple[Body, Result]:
-        windows = await self._threaded(card.task, watch, lambda: self._cut(card, data, place, watch))
+        windows = await self._decoded(card.task, data, watch, lambda: self._cut(card, data, place, watch))
         result = await _inferred(place, windows.samples, watch)
         with watch.stage("postprocess"):
             rows = _rows(result)
@@ -166,7 +171,7 @@ class Pipeline:
             with watch.stage("preprocess"):
                 return picture, image_sample(picture.pixels, spec)
 
-        return work() if decodes_quickly(data) else await self._threaded(card.task, watch, work)
+        return await self._decoded(card.task, data, watch, work)
 
     def _cut(self, card: ModelCard, data: bytes, place: Place, watch: Stopwatch) -> Windows:
         spec = card.preprocess
@@ -186,6 +191,11 @@ class Pipeline:
             )
         with watch.stage("preprocess"):
             return video_windows(frames, spec)
+
+    async def _decoded(self, task: Task, data: bytes, watch: Stopwatch, work: Callable[[], _T]) -> _T:
+        """Runs ``work``, which decodes ``data``: on the spot if that takes less than asking a thread would."""
+        quick = _QUICK.get(task)
+        return work() if quick and quick(data) else await self._threaded(task, watch, work)
 
     async def _threaded(self, task: Task, watch: Stopwatch, work: Callable[[], _T]) -> _T:
         """Runs ``work`` in the task's pool; what it waited for a thread counts as queueing."""

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from service.decode import Limits
-from service.decode.audio import decode_audio
+from service.decode.audio import decode_audio, decodes_quickly
 from service.decode.video import decode_video
 from service.errors import CorruptMedia, MediaTooLarge, UnsupportedMedia
 from tests import media
@@ -280,7 +280,7 @@ def test_a_small_file_of_long_silence_is_refused_whatever_its_header_says(tmp_pa
     program = """
 import json, pathlib, resource, sys
 from service.decode import Limits
-from service.decode.audio import decode_audio
+from service.decode.audio import decode_audio, decodes_quickly
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 before = peak()
 try:
@@ -471,3 +471,26 @@ def test_what_is_no_accepted_sound_is_refused_and_told_what_is() -> None:
             decoded(data)
         assert "WAV, FLAC, OGG (Vorbis, Opus), MP3, M4A/AAC or WebM" in refusal.value.detail
         assert refusal.value.status == 415
+
+
+# What may be decoded on the spot
+
+
+@pytest.mark.parametrize("kind", ["u8", "s16", "s24", "s32", "f32", "f64"])
+def test_a_small_uncompressed_wav_decodes_quickly(kind: str) -> None:
+    assert decodes_quickly(media.wav(media.sine(440, 0.5, 8000), 8000, kind))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        media.wav(media.sine(440, 5, 8000), 8000),
+        media.encoded_sound(media.sine(440, 0.5, 8000), 8000, "wav", "pcm_alaw"),
+        media.encoded_sound(media.sine(440, 0.5, 44_100), 44_100, "flac", "flac"),
+        media.wav(media.sine(440, 0.5, 8000), 8000)[:20],
+        b"",
+    ],
+    ids=["80 kB", "A-law", "FLAC", "truncated", "nothing"],
+)
+def test_what_may_cost_more_does_not(data: bytes) -> None:
+    assert not decodes_quickly(data)

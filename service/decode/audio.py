@@ -11,6 +11,8 @@ from service.decode import Check, Limits, never
 from service.decode.container import check_codec, check_duration, declared_seconds, open_container
 from service.errors import CorruptMedia, MediaTooLarge
 
+_QUICK_BYTES = 64 * 1024
+_UNCOMPRESSED = {b"\x01\x00", b"\x03\x00"}  # WAVE_FORMAT_PCM, WAVE_FORMAT_IEEE_FLOAT
 _MIN_RATE_HZ, _MAX_RATE_HZ = 4_000, 192_000  # below and above lies no recording, only a forged header
 
 
@@ -33,6 +35,12 @@ def decode_audio(data: bytes, limits: Limits, *, sample_rate_hz: int, check: Che
     if not np.isfinite(sound).all():
         raise CorruptMedia("the sound holds samples that are not finite")
     return np.clip(sound, -1, 1, out=sound)  # full scale, which floating-point files may exceed without end
+
+
+def decodes_quickly(data: bytes) -> bool:
+    """Whether ``data`` is a WAV of a few seconds at most, uncompressed: a thread would spend as long on changing places
+    with the others, between one call of FFmpeg and the next, as on decoding."""
+    return len(data) <= _QUICK_BYTES and data[12:16] == b"fmt " and data[20:22] in _UNCOMPRESSED
 
 
 def _check_header(stream: av.AudioStream, limits: Limits) -> None:
