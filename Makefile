@@ -1,6 +1,9 @@
 # make serve            serves the bundled models on port 3000 (PORT=, HOST=, CONVSERVE_…= change things)
 # make test             ruff, mypy, pytest: everything, as CI runs it
 # make test-ops         rules, alerts and dashboard with a real Prometheus, which has to be installed
+# make test-docker      builds the image and a Bento, runs and breaks them; needs a Docker engine, or root to start one
+# make image            convserve:cpu (VARIANT=gpu: convserve:gpu), with this commit on its label (OPTIONS=…: docker build's)
+# make lock             the image's packages, with their hashes, as pyproject.toml asks for (OPTIONS=--upgrade: the newest)
 # make train DATA=…     all recipes, one after the other, from folders made by `python -m models.fetch`
 # make export           publishes what `make train` made, as new versions (REPOSITORY=, by default the bundled one)
 # make depth            20 and 56 layers with and without shortcuts, the same otherwise: what residual links mend
@@ -17,7 +20,7 @@ BIN := $(VENV)/bin
 DATA ?= data
 REPOSITORY ?= models/repository
 
-.PHONY: serve tune test test-ops bench bench-gpu train export depth crossvalidate format clean
+.PHONY: serve tune test test-ops test-docker image lock bench bench-gpu train export depth crossvalidate format clean
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or later is needed; name it: make PYTHON=python3.11"; exit 1; }
@@ -46,6 +49,20 @@ test: $(VENV)/dev.stamp
 
 test-ops: $(VENV)/dev.stamp
 	$(BIN)/pytest tests/ops
+
+test-docker: $(VENV)/dev.stamp
+	$(BIN)/pytest tests/docker
+
+VARIANT ?= cpu
+image:
+	docker build --file docker/Dockerfile --target $(VARIANT) --tag convserve:$(VARIANT) \
+		--build-arg VERSION=$$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml) \
+		--build-arg REVISION=$$(git describe --always --dirty --abbrev=40) $(OPTIONS) .
+
+LOCK := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --custom-compile-command 'make lock' $(OPTIONS)
+lock: $(VENV)/dev.stamp
+	$(BIN)/$(LOCK) pyproject.toml --overrides docker/cpu.overrides --output-file docker/requirements-cpu.txt
+	$(BIN)/$(LOCK) pyproject.toml --extra gpu --output-file docker/requirements-gpu.txt
 
 bench: $(VENV)/dev.stamp
 	$(BIN)/python -m benchmarks.bench $(OPTIONS)

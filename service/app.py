@@ -39,6 +39,7 @@ from service.settings import Settings, SettingsError
 
 logger = logging.getLogger("convserve")
 access.set_up_logging()
+launch.prepare_workers()
 
 try:
     SETTINGS = Settings.read()
@@ -170,8 +171,7 @@ class ConvServe:
         metrics.WORKER_STARTS.inc()
         listing = ", ".join(f"{model.card.key} on {model.engine.provider}" for model in models)
         logger.info("worker %d is ready after %.1f s: %s", os.getpid(), time.monotonic() - began, listing)
-        if bentoml.server_context.worker_index == 1:
-            launch.announce()
+        launch.announce(metrics.share_folder())
 
     @bentoml.on_shutdown
     async def stop(self) -> None:

@@ -29,10 +29,17 @@ def serve() -> None:
     os.environ[_ANNOUNCED] = f"http://{'localhost' if host in ('0.0.0.0', '::') else host}:{port}"
     arguments = ["serve", "service.app:ConvServe", "--host", host, "--port", port]
     arguments += ["--timeout-graceful-shutdown", str(_GRACE_SECONDS)]
-    for name, value in _ALLOCATOR.items():
-        os.environ.setdefault(name, value)
     os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")  # nobody is told that, or what, is served here
     os.execv(sys.executable, [sys.executable, "-m", "bentoml", *arguments])
+
+
+def prepare_workers() -> None:
+    """In the process that starts the workers, however it was started itself: what they find in their environment."""
+    for name, value in _ALLOCATOR.items():
+        os.environ.setdefault(name, value)
+    # The images of `bentoml containerize` set it. Where BentoML finds it, it starts no killed worker afresh, but leaves
+    # that to an orchestrator, which sees nothing: the other workers still answer /livez.
+    os.environ.pop("BENTOML_CONTAINERIZED", None)
 
 
 def _read_tuned() -> None:
@@ -53,11 +60,18 @@ def _host(name: str) -> str:
         sys.exit(f"convserve does not start: HOST has the value {name!r}; it must be an address, such as 0.0.0.0")
 
 
-def announce() -> None:
-    """Where the service answers, and four calls to try. Nothing where it was not started by ``serve``."""
+def announce(folder: Path) -> None:
+    """Where the service answers, and four calls to try where their files are. Only the first worker to call it with the
+    same ``folder`` says so, and none where it was not started by ``serve``."""
     url = os.environ.get(_ANNOUNCED)
     if not url:
         return
-    calls = [f"  curl --data-binary @{_SAMPLES / name} {url}/{task}" for task, name in _CALLS.items()]
-    lines = [f"convserve is ready at {url} (documentation: {url}/docs). Try:", *calls]
+    try:
+        (folder / "announced").touch(exist_ok=False)
+    except FileExistsError:
+        return
+    lines = [f"convserve is ready at {url} (documentation: {url}/docs)."]
+    if _SAMPLES.is_dir():
+        lines[0] += " Try:"
+        lines += [f"  curl --data-binary @{_SAMPLES / name} {url}/{task}" for task, name in _CALLS.items()]
     print("\n".join(lines), flush=True)

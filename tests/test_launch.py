@@ -26,16 +26,21 @@ def test_where_it_cannot_listen_it_says_so(name: str, value: str) -> None:
     assert done.stderr.startswith(f"convserve does not start: {name} has the value {value!r}")
 
 
-def test_it_becomes_bentoml_and_leaves_what_the_environment_says(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_it_becomes_bentoml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     became: list[list[str]] = []
     monkeypatch.chdir(tmp_path)  # where no settings were tuned
-    monkeypatch.setattr(os, "environ", {"PORT": "3456", "MALLOC_ARENA_MAX": "8"})
+    monkeypatch.setattr(os, "environ", {"PORT": "3456"})
     monkeypatch.setattr(os, "execv", lambda program, arguments: became.append(arguments))
     launch.serve()
     assert became[0][:5] == [sys.executable, "-m", "bentoml", "serve", "service.app:ConvServe"]
     assert became[0][became[0].index("--port") + 1] == "3456"
-    assert os.environ["MALLOC_ARENA_MAX"] == "8"
     assert os.environ["BENTOML_DO_NOT_TRACK"] == "True"
-    assert "MALLOC_TRIM_THRESHOLD_" in os.environ
+
+
+def test_workers_get_the_allocator_s_settings_unless_set_already(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(os, "environ", {"MALLOC_ARENA_MAX": "8", "BENTOML_CONTAINERIZED": "true"})
+    launch.prepare_workers()
+    assert os.environ["MALLOC_ARENA_MAX"] == "8" and "MALLOC_TRIM_THRESHOLD_" in os.environ
+    assert "BENTOML_CONTAINERIZED" not in os.environ, "or BentoML would not start killed workers afresh"
