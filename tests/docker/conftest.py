@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from tests.docker.engine import (
     BASE_IMAGE,
@@ -19,6 +20,16 @@ from tests.docker.engine import (
 )
 from tests.serving import ROOT
 
+# As the images of docker/compose.yaml are: the same commands, folders and users.
+_INSTALL = "RUN apt-get update -q && apt-get install -q -y --no-install-recommends"
+_DEBIAN_S = {
+    "prometheus": f"{_INSTALL} prometheus && mkdir -p /prometheus && chown 65534:65534 /prometheus\n"
+    'VOLUME /prometheus\nUSER 65534:65534\nENTRYPOINT ["prometheus"]\n',
+    "alertmanager": f"{_INSTALL} prometheus-alertmanager && mkdir -p /alertmanager && chown 65534:65534 /alertmanager\n"
+    'VOLUME /alertmanager\nUSER 65534:65534\nENTRYPOINT ["prometheus-alertmanager"]\n',
+    "edge": f"{_INSTALL} nginx-light\n",
+    "grafana": None,  # Debian has none
+}
 _DEBIAN = "Debian: apt-get install docker.io debootstrap"
 
 
@@ -86,3 +97,20 @@ def bento_image(engine: Engine, request: pytest.FixtureRequest, tmp_path_factory
         )
         assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
     return "convserve:test-bento"
+
+
+@pytest.fixture(scope="session")
+def watchers(engine: Engine, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> set[str]:
+    """The services of docker/compose.yaml beside ours whose images are at hand, or Debian's programs in their place."""
+    services = yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text())["services"]
+    found = set()
+    for name, stand_in in _DEBIAN_S.items():
+        if not engine.has(services[name]["image"]):
+            if stand_in is None:
+                continue
+            request.getfixturevalue("stand_in")
+            folder = tmp_path_factory.mktemp(name)
+            (folder / "Dockerfile").write_text(f"FROM {STAND_IN}\n{stand_in}")
+            engine.run(*("build", "--network=host", f"--tag={services[name]['image']}", str(folder)), timeout=600)
+        found.add(name)
+    return found
