@@ -1,8 +1,8 @@
 """Serving. The way of a request:
 
-access        an id, a count, a line in the log                   every request
+access        an id, a count, a line in the log                   every request; traces, if they are asked for
 api, inputs   HTTP -> media bytes and parameters                  refused early: too large, too slow, out of range
-pipeline      the stages in order, each timed once
+pipeline      the stages in order, each timed once by a stopwatch
   decode      bytes -> pixels, samples, frames                    limits first; in threads
   preprocess  media + card -> samples                             what the card states
   batcher     samples -> batches -> outputs                       the queue before each model's engine

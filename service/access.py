@@ -16,6 +16,7 @@ from typing import Any
 from service.cards import MEDIA_OF_TASK
 from service.errors import REFUSALS, InternalError, ServiceError
 from service.metrics import REJECTED, observe_request
+from service.stopwatch import Stopwatch, now
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -38,14 +39,14 @@ _WITH_NAME = {"/models/": "/models/{name}", "/problems/": "/problems/{slug}"}
 
 @dataclass
 class Visit:
-    """One request, as the log line tells it. Routes add the model once it is known, and the stages of a task."""
+    """One request, as its log line and its trace tell it. Routes add the model once it is known; a call has a watch."""
 
     request_id: str
     endpoint: str
-    began: float = field(default_factory=time.perf_counter)
+    began: float = field(default_factory=now)
     status: int = 0
     model: str = ""
-    stages: dict[str, float] | None = None
+    watch: Stopwatch | None = None
 
 
 def visit(scope: Scope) -> Visit:
@@ -72,10 +73,18 @@ def problem(error: ServiceError, request_id: str) -> dict[str, Any]:
 
 
 class Access:
-    """``closes`` is asked, for each answer, whether its connection ends with it."""
+    """``closes`` is asked, for each answer, whether its connection ends with it; ``trace`` is told of each request that
+    is over."""
 
-    def __init__(self, app: App, *, log: bool = True, closes: Callable[[], bool] = lambda: False) -> None:
-        self.app, self.log, self.closes = app, log, closes
+    def __init__(
+        self,
+        app: App,
+        *,
+        log: bool = True,
+        closes: Callable[[], bool] = lambda: False,
+        trace: Callable[[Scope, Visit], None] | None = None,
+    ) -> None:
+        self.app, self.log, self.closes, self.trace = app, log, closes, trace
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -103,8 +112,10 @@ class Access:
             self._record(scope, this)
 
     def _record(self, scope: Scope, this: Visit) -> None:
-        seconds = time.perf_counter() - this.began
+        seconds = now() - this.began
         observe_request(this.endpoint, this.status, seconds)
+        if self.trace:
+            self.trace(scope, this)
         if self.log:
             line = {
                 "time": _second(int(time.time())),

@@ -28,9 +28,10 @@ from service.errors import (
     ServiceError,
 )
 from service.inputs import Upload, parse_parameters, read_inputs
-from service.pipeline import STAGES, Answer, Body, Form, Pipeline, Stopwatch
+from service.pipeline import Answer, Body, Form, Pipeline
 from service.schemas import ClassifyParameters, Parameters, SegmentParameters, WindowParameters
 from service.settings import Settings
+from service.stopwatch import STAGES, Stopwatch
 
 _PARAMETERS: dict[Task, type[Parameters]] = {
     "classify": ClassifyParameters,
@@ -75,7 +76,7 @@ class TaskRoutes:
         if task is None:
             await self.app(scope, receive, send)
             return
-        visit(scope).stages = dict.fromkeys(STAGES, 0.0)
+        visit(scope).watch = Stopwatch()
         request = Request({**scope, "app": self.api}, receive)
         try:
             response = await answer_request(request, task)
@@ -133,8 +134,9 @@ async def answer_request(request: Request, task: Task) -> Response:
     deadline = received + (parameters.timeout_ms or settings.timeout_ms) / 1000
     if len(inputs.uploads) > 1:
         return await _while_connected(request, _several(request, pipeline, card, inputs.uploads, parameters, deadline))
-    watch = Stopwatch(visit(request.scope).stages)
-    answering = pipeline.answer(card, inputs.uploads[0].data, parameters, deadline=deadline, form=form, watch=watch)
+    answering = pipeline.answer(
+        card, inputs.uploads[0].data, parameters, deadline=deadline, form=form, watch=visit(request.scope).watch
+    )
     answer = await _while_connected(request, answering)
     metrics.observe_stages(visit(request.scope).endpoint, answer.stages)
     return _response(answer.body, card, answer.stages, answer.batch_size)
@@ -152,12 +154,14 @@ async def _several(
     answers: list[Answer] = []
 
     async def result(upload: Upload) -> dict[str, Any]:
+        this = visit(request.scope)
+        watch = Stopwatch(this.watch.intervals if this.watch else None)
         try:
-            answer = await pipeline.answer(card, upload.data, parameters, deadline=deadline)
+            answer = await pipeline.answer(card, upload.data, parameters, deadline=deadline, watch=watch)
         except ServiceError as error:
-            metrics.REJECTED.labels(visit(request.scope).endpoint, error.slug).inc()
-            return {"filename": upload.filename, "error": problem(error, visit(request.scope).request_id)}
-        metrics.observe_stages(visit(request.scope).endpoint, answer.stages)
+            metrics.REJECTED.labels(this.endpoint, error.slug).inc()
+            return {"filename": upload.filename, "error": problem(error, this.request_id)}
+        metrics.observe_stages(this.endpoint, answer.stages)
         answers.append(answer)
         return {"filename": upload.filename, "predictions": answer.body}
 
@@ -278,8 +282,8 @@ def refusal(error: ServiceError, scope: Scope) -> Response:
     this = visit(scope)
     metrics.REJECTED.labels(this.endpoint, error.slug).inc()
     headers = {"X-Model": this.model} if this.model else {}
-    if this.stages is not None:
-        headers |= _cost(this.stages, batch_size=0)
+    if this.watch:
+        headers |= _cost(this.watch.seconds, batch_size=0)
     if error.retry_after_seconds is not None:
         headers["Retry-After"] = str(error.retry_after_seconds)
     if isinstance(error, (BodyTimeout, BodyTooLarge)):

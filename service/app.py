@@ -4,6 +4,7 @@ bentoml serve service.app:ConvServe
 """
 
 import asyncio
+import functools
 import gc
 import logging
 import multiprocessing
@@ -11,6 +12,7 @@ import os
 import signal
 import sys
 import time
+from contextvars import ContextVar
 from http import HTTPStatus
 from multiprocessing.connection import Connection
 from typing import Any
@@ -36,6 +38,8 @@ from service.inputs import counted
 from service.pipeline import Body, Pipeline
 from service.schemas import ClassifyParameters, Parameters, Prediction, Segment, SegmentParameters, WindowParameters
 from service.settings import Settings, SettingsError
+from service.stopwatch import Stopwatch
+from service.traces import Traces, exporter_name
 
 logger = logging.getLogger("convserve")
 access.set_up_logging()
@@ -43,14 +47,21 @@ launch.prepare_workers()
 
 try:
     SETTINGS = Settings.read()
+    exporter_name(os.environ)  # may be one that is not installed
 except SettingsError as _error:
     sys.exit(f"convserve does not start: {_error}")
 
 API = create_app(SETTINGS)
+_WATCH: ContextVar[Stopwatch] = ContextVar("watch")  # of a call on BentoML's routes, whose methods see no request
 CONNECTIONS = Connections(metrics.share_folder() / "connections", SETTINGS.worker_count())
 
 _GARBAGE = 20_000  # objects between two looks for cycles, of which requests leave few; Python's 700 is every other one
 _BEHIND_OURS_SECONDS = 30  # BentoML's own timeout would answer in its own form: it lies this far above ours
+
+
+@functools.cache  # one for each worker, and none for the process that starts them: it sends in a thread of its own
+def _traces() -> Traces | None:
+    return Traces.from_environment()
 
 
 def _load_or_explain(pipe: Connection) -> None:
@@ -80,7 +91,9 @@ class RawBodies:
         body = counted(Request(scope, receive), SETTINGS.max_body_bytes)
         patience = asyncio.get_running_loop().time() + SETTINGS.body_timeout_ms / 1000
         received, left = 0, False
-        endpoint = access.visit(scope).endpoint
+        this = access.visit(scope)
+        endpoint, this.watch = this.endpoint, Stopwatch()
+        _WATCH.set(this.watch)
 
         async def next_block() -> access.Message:
             nonlocal received, left
@@ -113,7 +126,9 @@ class Hosted(bentoml.Service[Any]):  # type: ignore[misc]  # it is untyped
 
     def to_asgi(self, is_main: bool = True) -> access.App:
         tasks = TaskRoutes(super().to_asgi(is_main), api=API)
-        return access.Access(tasks, log=SETTINGS.access_log, closes=CONNECTIONS.closes)
+        traces = _traces()
+        trace = traces.record if traces else None
+        return access.Access(tasks, log=SETTINGS.access_log, closes=CONNECTIONS.closes, trace=trace)
 
 
 @bentoml.service(
@@ -178,6 +193,8 @@ class ConvServe:
         API.state.pipeline = None
         if self._pipeline is not None:
             await self._pipeline.close()
+        if traces := _traces():
+            traces.close()
         metrics.WORKERS.set(0)
 
     async def __is_ready__(self) -> bool:
@@ -212,7 +229,7 @@ class ConvServe:
             if self._pipeline is None:
                 raise NotReady("no model is loaded yet")
             card = self._pipeline.catalogue.find(task)
-            answer = await self._pipeline.answer(card, media, parameters, deadline=deadline)
+            answer = await self._pipeline.answer(card, media, parameters, deadline=deadline, watch=_WATCH.get())
             metrics.observe_stages(f"/bento/{task}", answer.stages)
             return answer.body
         except ServiceError as error:

@@ -36,6 +36,7 @@ from service.engine import Outputs
 from service.errors import DeadlineExceeded, DeadlineUnmeetable, InternalError, NotReady, QueueFull, ServiceError
 from service.metrics import ModelSeries
 from service.pace import Pace
+from service.stopwatch import Run, now
 from service.threads import workers
 
 logger = logging.getLogger("convserve.batcher")
@@ -58,10 +59,7 @@ class Runner(Protocol):
 
 class Result(NamedTuple):
     outputs: list[Outputs]  # one per sample, in order
-    queue_seconds: float
-    inference_seconds: float
-    padding_seconds: float  # of these, on what only fills batches up
-    largest_batch: int
+    runs: list[Run]  # the batches they were in
 
 
 class Place:
@@ -74,8 +72,7 @@ class Place:
         self.deadline = deadline
         self.waiting = 1  # samples that count in the queue; until the media is decoded, one
         self.decoded = False
-        self.inference_seconds = self.padding_seconds = 0.0
-        self.largest_batch = 0
+        self.runs: list[Run] = []
         self._batcher = batcher
         self._samples: Sequence[Sample] = ()
         self._outputs: list[Outputs] = []
@@ -109,13 +106,11 @@ class Place:
     async def run(self, samples: Sequence[Sample], *, decode_seconds: float = 0.0) -> Result:
         """Every sample's outputs. All samples have one shape; making them took a thread ``decode_seconds``. Raises what
         failed a sample."""
-        began = time.monotonic()
         self._samples = samples
         self._outputs = [()] * len(samples)
         self._batcher.enqueue(self, samples[0].shape, decode_seconds)
         await self._finished
-        queue_seconds = max(0.0, time.monotonic() - began - self.inference_seconds)
-        return Result(self._outputs, queue_seconds, self.inference_seconds, self.padding_seconds, self.largest_batch)
+        return Result(self._outputs, self.runs)
 
     def take(self) -> "Entry":
         self._taken += 1
@@ -125,12 +120,6 @@ class Place:
     def left(self) -> int:
         """Samples that no batch has taken yet."""
         return len(self._samples) - self._taken
-
-    def ran(self, seconds: float, batch_size: int, padded_size: int) -> None:
-        """One of its batches came back."""
-        self.inference_seconds += seconds
-        self.padding_seconds += seconds * (1 - batch_size / padded_size)
-        self.largest_batch = max(self.largest_batch, batch_size)
 
     def answer(self, number: int, outputs: Outputs) -> None:
         self._outputs[number] = outputs
@@ -271,12 +260,12 @@ class Batcher:
     async def _run(self, batch: list[Entry]) -> None:
         self._running = len(batch)
         try:
-            outputs, seconds = await self._timed_run([entry.sample for entry in batch])
+            outputs, run = await self._timed_run([entry.sample for entry in batch])
         except Exception:  # an engine may fail in any way; none of them may stop the others' answers
             logger.exception("a batch of %d failed; its samples run alone", len(batch))
             await self._run_alone(batch)
         else:
-            self._answer(batch, outputs, seconds)
+            self._answer(batch, outputs, run)
         finally:
             self._running = 0
 
@@ -284,11 +273,11 @@ class Batcher:
         failed: list[Entry] = []
         for entry in batch:
             try:
-                outputs, seconds = await self._timed_run([entry.sample])
+                outputs, run = await self._timed_run([entry.sample])
             except Exception:  # as above
                 failed.append(entry)
             else:
-                self._answer([entry], outputs, seconds)
+                self._answer([entry], outputs, run)
         error: ServiceError = InternalError("the model failed on this sample")
         if len(failed) == len(batch) and not await self._answers_blank():
             error = NotReady("the engine failed; the worker starts afresh", retry_after_seconds=10)
@@ -304,8 +293,8 @@ class Batcher:
             return False
         return True
 
-    async def _timed_run(self, samples: list[Sample]) -> tuple[list[Outputs], float]:
-        began = time.monotonic()
+    async def _timed_run(self, samples: list[Sample]) -> tuple[list[Outputs], Run]:
+        began = now()
         try:
             outputs = await asyncio.get_running_loop().run_in_executor(self._thread, self._engine.run, samples)
             if len(outputs) != len(samples):
@@ -313,18 +302,16 @@ class Batcher:
         except Exception:
             self._series.failures.inc()
             raise
-        seconds = time.monotonic() - began
-        self._series.engine_seconds.inc(seconds)
-        return outputs, seconds
+        run = Run(began, now() - began, len(samples), self._engine.padded_size(len(samples)))
+        self._series.engine_seconds.inc(run.seconds)
+        return outputs, run
 
-    def _answer(self, batch: list[Entry], outputs: list[Outputs], seconds: float) -> None:
-        size = len(batch)
-        self._series.batch_size.observe(size)
-        self._series.samples.inc(size)
-        self._pace.inference.add(seconds / size)
-        padded_size = self._engine.padded_size(size)
+    def _answer(self, batch: list[Entry], outputs: list[Outputs], run: Run) -> None:
+        self._series.batch_size.observe(run.size)
+        self._series.samples.inc(run.size)
+        self._pace.inference.add(run.seconds / run.size)
         for place in {entry.place for entry in batch}:
-            place.ran(seconds, size, padded_size)
+            place.runs.append(run)
         for entry, output in zip(batch, outputs, strict=True):
             entry.place.answer(entry.number, output)
 

@@ -1,9 +1,7 @@
 """bytes -> answer: the stages of a request in order, each timed once. Below HTTP, so that every way in shares it."""
 
 import asyncio
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
@@ -29,11 +27,11 @@ from service.schemas import (
     WindowParameters,
 )
 from service.settings import Settings
+from service.stopwatch import Stopwatch, now
 from service.threads import workers
 
 Body = list[Prediction] | list[Segment] | Timeline | bytes  # bytes: a PNG
 Form = Literal["json", "png"]
-STAGES = ("decode", "preprocess", "queue", "inference", "padding", "postprocess")  # padding: inference on mere filling
 _QUICK: dict[Task, Callable[[bytes], bool]] = {
     "classify": image.decodes_quickly,
     "segment": image.decodes_quickly,
@@ -46,21 +44,6 @@ class Answer(NamedTuple):
     body: Body
     stages: Mapping[str, float]  # seconds, by the names in STAGES
     batch_size: int
-
-
-class Stopwatch:
-    """Seconds by stage; whoever gives the dictionary sees them also if the request fails on the way."""
-
-    def __init__(self, seconds: dict[str, float] | None = None) -> None:
-        self.seconds = dict.fromkeys(STAGES, 0.0) if seconds is None else seconds
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        began = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] += time.perf_counter() - began
 
 
 class Pipeline:
@@ -111,7 +94,7 @@ class Pipeline:
             else:
                 assert isinstance(parameters, WindowParameters)
                 body, result = await self._windows(card, data, parameters, place, watch)
-        return Answer(body, watch.seconds, result.largest_batch)
+        return Answer(body, watch.seconds, max(run.size for run in result.runs))
 
     async def close(self) -> None:
         await asyncio.gather(*(batcher.close() for batcher in self._batchers.values()))
@@ -199,22 +182,19 @@ class Pipeline:
 
     async def _threaded(self, task: Task, watch: Stopwatch, work: Callable[[], _T]) -> _T:
         """Runs ``work`` in the task's pool; what it waited for a thread counts as queueing."""
-        asked = time.perf_counter()
+        asked = now()
 
         def started() -> _T:
-            watch.seconds["queue"] += time.perf_counter() - asked
+            watch.add("queue", asked, now())
             return work()
 
         return await asyncio.get_running_loop().run_in_executor(self._decoders[task], started)
 
 
 async def _inferred(place: Place, samples: list[np.ndarray], watch: Stopwatch, *, filling: float = 0.0) -> Result:
-    """``filling`` is the share of the samples that is no media, but what they were filled up with."""
+    asked = now()
     result = await place.run(samples, decode_seconds=watch.seconds["decode"] + watch.seconds["preprocess"])
-    watch.seconds["queue"] += result.queue_seconds
-    padding_seconds = result.padding_seconds + filling * (result.inference_seconds - result.padding_seconds)
-    watch.seconds["inference"] += result.inference_seconds - padding_seconds
-    watch.seconds["padding"] += padding_seconds
+    watch.add_inference(asked, result.runs, filling=filling)
     return result
 
 

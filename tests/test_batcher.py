@@ -357,18 +357,25 @@ async def test_the_decoders_check_raises_once_the_client_left_or_the_deadline_pa
             late.check()
 
 
-async def test_the_result_tells_the_largest_batch_and_where_the_time_went(make: Make) -> None:
+async def test_the_result_tells_its_batches(make: Make) -> None:
     bench = await make(max_batch=4)
     bench.engine.seconds = 0.02
     async with bench.batcher.reserve(time.monotonic() + 10) as place:
         result = await place.run([np.full(1, float(value)) for value in range(4)])
-    assert result.largest_batch == 4  # nobody else waited: the batch is all its own
-    assert result.inference_seconds >= 0.02
-    assert result.queue_seconds < result.inference_seconds
-    assert result.padding_seconds == 0  # the engine computes four at a time
+    (run,) = result.runs
+    assert run.size == 4  # nobody else waited: the batch is all its own
+    assert run.seconds >= 0.02
+    assert run.padding_seconds == 0  # the engine computes four at a time
     async with bench.batcher.reserve(time.monotonic() + 10) as place:
         result = await place.run([np.ones(1)])
-    assert result.padding_seconds == pytest.approx(0.75 * result.inference_seconds)
+    (run,) = result.runs
+    assert run.padding_seconds == pytest.approx(0.75 * run.seconds)
+    async with (
+        bench.batcher.reserve(time.monotonic() + 10) as place,
+        bench.batcher.reserve(time.monotonic() + 10) as other,
+    ):
+        mine, theirs = await asyncio.gather(place.run([np.ones(1)] * 2), other.run([np.ones(1)] * 2))
+    assert mine.runs[-1] is theirs.runs[-1], "one batch is one object, whosever samples are in it"
 
 
 async def test_the_deadline_ends_whatever_is_awaited_and_says_at_which_stage(make: Make) -> None:

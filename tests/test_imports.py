@@ -20,11 +20,12 @@ LAYERS = [
     {"api", "tune"},
     {"openapi", "inputs", "pipeline"},
     {"catalogue"},
+    {"traces"},
     {"batcher", "settings", "access", "connections", "launch"},
     {"engine", "repository", "postprocess"},
     {"decode", "preprocess", "schemas", "providers", "buffers"},
     {"cards", "metrics"},
-    {"errors", "gpu", "pace", "threads"},
+    {"errors", "gpu", "pace", "stopwatch", "threads"},
 ]
 
 

@@ -7,7 +7,9 @@ import sys
 import tomllib
 from pathlib import Path
 
+import pytest
 import yaml
+from packaging.requirements import Requirement
 
 from service.launch import _CALLS, _SAMPLES
 
@@ -18,6 +20,27 @@ BENTO = yaml.safe_load((ROOT / "bentofile.yaml").read_text())
 
 def test_the_bento_installs_what_the_package_depends_on() -> None:
     assert BENTO["python"]["packages"] == PROJECT["project"]["dependencies"]
+
+
+@pytest.mark.parametrize("device", ["cpu", "gpu"])
+def test_the_image_s_lock_holds_what_the_package_depends_on(device: str) -> None:
+    """`make lock` renews it."""
+    blocks = re.split(r"\n(?=\S)", (ROOT / "docker" / f"requirements-{device}.txt").read_text())
+    here = {"platform_machine": "x86_64", "sys_platform": "linux", "python_version": "3.11"}
+    locked = {}
+    for block in blocks:
+        if not block.startswith("#"):
+            pinned = Requirement(block.partition("\\")[0])
+            assert "--hash=sha256:" in block
+            if pinned.marker is None or pinned.marker.evaluate(here):
+                locked[pinned.name] = str(pinned.specifier).removeprefix("==")
+    for requirement in map(Requirement, PROJECT["project"]["dependencies"]):
+        if requirement.marker is None or requirement.marker.evaluate(here):
+            name = "onnxruntime" if (device, requirement.name) == ("cpu", "onnxruntime-gpu") else requirement.name
+            assert requirement.specifier.contains(locked[name]), name
+    assert ("onnxruntime-gpu" in locked, "onnxruntime" in locked) == (device == "gpu", device == "cpu")
+    assert any(name.startswith("nvidia-cudnn") for name in locked) == (device == "gpu")
+    assert "torch" not in locked
 
 
 def test_serving_depends_on_no_torch() -> None:
