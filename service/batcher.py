@@ -2,7 +2,8 @@
 
 A request takes a *place* before its media is decoded, so that what could not be answered in time is refused while it
 is still cheap. Once decoded, its samples wait in line with those of all other requests. Whenever the engine is free it
-takes a batch at once, however small: batches grow by themselves when samples come faster than the engine takes them.
+takes a batch, however small, once what has arrived by then is decoded: no clock is waited for, and batches grow by
+themselves when samples come faster than the engine takes them.
 What still waits when the block is left, by an answer, an error, the deadline or a client that went away, never runs.
 
     async with batcher.reserve(deadline) as place:     QueueFull, DeadlineUnmeetable: nothing was done
@@ -43,6 +44,7 @@ logger = logging.getLogger("convserve.batcher")
 
 Sample = NDArray[np.generic]
 Shape = tuple[int, ...]
+_TURNS = 8  # of the event loop
 _SHORT_SECONDS = 2.0  # of waiting, while requests have to be refused
 _CAUTION = 1.2  # what is let in and comes too late has cost others their answer: paces may drop by so much
 
@@ -227,10 +229,18 @@ class Batcher:
     async def _serve(self) -> None:
         while self._over is None:
             await self._work.wait()
+            await self._let_others_in()
             if batch := self._next_batch():
                 await self._run(batch)
             else:
                 self._work.clear()
+
+    async def _let_others_in(self) -> None:
+        """What has arrived meanwhile is decoded first, to share the batch: each one costs more than its samples. On a
+        CPU this takes no time from the engine: the event loop would go first anyway."""
+        if self._waiting > 1:
+            for _ in range(_TURNS):
+                await asyncio.sleep(0)
 
     def _end(self, reason: NotReady) -> None:
         self._over = self._over or reason

@@ -178,7 +178,10 @@ class Pipeline:
     async def _decoded(self, task: Task, data: bytes, watch: Stopwatch, work: Callable[[], _T]) -> _T:
         """Runs ``work``, which decodes ``data``: on the spot if that takes less than asking a thread would."""
         quick = _QUICK.get(task)
-        return work() if quick and quick(data) else await self._threaded(task, watch, work)
+        if quick and quick(data):
+            await asyncio.sleep(0)  # what else has arrived is read first, and then all of it decoded: caches stay warm
+            return work()
+        return await self._threaded(task, watch, work)
 
     async def _threaded(self, task: Task, watch: Stopwatch, work: Callable[[], _T]) -> _T:
         """Runs ``work`` in the task's pool; what it waited for a thread counts as queueing."""

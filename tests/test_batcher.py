@@ -99,6 +99,25 @@ async def test_each_client_gets_its_own_answer(make: Make) -> None:
     assert answers == [[2.0 * number] for number in range(50)]
 
 
+async def test_what_has_arrived_is_decoded_before_the_engine_takes_a_batch(make: Make) -> None:
+    bench = await make(max_batch=4)
+
+    async def ask(turns: int) -> None:
+        async with bench.batcher.reserve(time.monotonic() + 20) as place:
+            for _ in range(turns):  # others have theirs, and decode
+                await asyncio.sleep(0)
+            await place.run([np.ones(1)])
+
+    await asyncio.gather(*(ask(turns) for turns in range(4)))
+    assert [len(batch) for batch in bench.engine.batches] == [4]
+
+
+async def test_a_request_that_decodes_for_long_holds_nobody_up(make: Make) -> None:
+    bench = await make(max_batch=4)
+    async with bench.batcher.reserve(time.monotonic() + 20):
+        assert await bench.ask(1.0) == [2.0]
+
+
 async def test_what_comes_while_the_engine_is_busy_shares_the_next_batch(make: Make) -> None:
     bench = await make(max_batch=4)
     bench.engine.gate.clear()
