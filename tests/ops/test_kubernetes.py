@@ -259,8 +259,11 @@ def test_what_kubernetes_says_of_services_stays_out_of_the_settings(
 def test_a_pod_is_not_killed_before_it_has_answered_all(manifests: Manifests) -> None:
     drain_seconds = float(manifests.environment["CONVSERVE_DRAIN_SECONDS"])
     assert drain_seconds >= 5  # the README: a connection at rest is closed after as long
-    assert "lifecycle" not in manifests.container  # a hook's seconds would count, too
-    assert manifests.pod["terminationGracePeriodSeconds"] >= drain_seconds + _GRACE_SECONDS
+    command = manifests.container["lifecycle"]["preStop"]["exec"]["command"]
+    found = re.search(r"time\.sleep\((\d+)\)", command[-1])
+    assert command[0] == "python" and found  # as the image's entry point is called
+    hook_seconds = int(found[1])
+    assert manifests.pod["terminationGracePeriodSeconds"] >= hook_seconds + drain_seconds + _GRACE_SECONDS
 
 
 def test_there_is_always_a_pod(manifests: Manifests) -> None:
