@@ -33,10 +33,12 @@ def ask_all(url: str) -> None:
 
 
 def kill_a_worker(running: Container) -> None:
-    """And waits until another has taken its place."""
-    before = running.workers()
+    """Once all are ready, and waits until another has taken its place."""
+    before, until = running.workers(), time.monotonic() + 120
+    while not _all_ready(running, len(before)):
+        assert time.monotonic() < until, running.log()
+        time.sleep(0.5)
     running.python(f"import os, signal; os.kill({before[0]}, signal.SIGKILL)")
-    until = time.monotonic() + 90
     while len(now := set(running.workers())) < len(before) or before[0] in now or not _all_ready(running, len(before)):
         assert time.monotonic() < until, running.log()
         time.sleep(0.5)
