@@ -238,9 +238,10 @@ class Batcher:
     async def _let_others_in(self) -> None:
         """What has arrived meanwhile is decoded first, to share the batch: each one costs more than its samples. On a
         CPU this takes no time from the engine: the event loop would go first anyway."""
-        if self._waiting > 1:
-            for _ in range(_TURNS):
-                await asyncio.sleep(0)
+        for _ in range(_TURNS if self._waiting > 1 else 0):
+            if self._waiting - self._undecoded >= self._max_batch:
+                break
+            await asyncio.sleep(0)
 
     def _end(self, reason: NotReady) -> None:
         self._over = self._over or reason
