@@ -127,7 +127,8 @@ class Access:
                 "model": this.model or None,
             }
             with suppress(OSError):  # nobody reads it any more
-                print(json.dumps(line), flush=True)  # a logger would take three times as long
+                sys.stdout.write(json.dumps(line) + "\n")  # in one piece; a logger would take three times as long
+                sys.stdout.flush()
 
 
 @functools.lru_cache(1)

@@ -21,6 +21,7 @@ from service import (  # metrics before BentoML: it chooses the folder that the 
     access,
     launch,
     metrics,
+    wire,
 )
 
 import bentoml  # isort: skip
@@ -44,6 +45,7 @@ from service.traces import Traces, exporter_name
 logger = logging.getLogger("convserve")
 access.set_up_logging()
 launch.prepare_workers()
+wire.use()
 
 try:
     SETTINGS = Settings.read()

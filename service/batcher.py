@@ -1,13 +1,15 @@
 """Samples -> batches -> samples.
 
 A request takes a *place* before its media is decoded, so that what could not be answered in time is refused while it
-is still cheap. Once decoded, its samples wait in line with those of all other requests. Whenever the engine is free it
-takes a batch, however small, once what has arrived by then is decoded: no clock is waited for, and batches grow by
-themselves when samples come faster than the engine takes them.
+is still cheap. It gets its *turn* to be decoded when fewer than a batch's worth of requests are decoded already: until
+then it is but the bytes that came, and costs nothing if its client gives up. Its samples then wait in line with those
+of all others. Whenever the engine is free it takes a batch, however small, once what has arrived by then is decoded: no
+clock is waited for, and batches grow by themselves when samples come faster than the engine takes them.
 What still waits when the block is left, by an answer, an error, the deadline or a client that went away, never runs.
 
     async with batcher.reserve(deadline) as place:     QueueFull, DeadlineUnmeetable: nothing was done
-        samples = …                                    DeadlineExceeded, at the deadline, wherever it is
+        await place.turn()                             DeadlineExceeded, at the deadline, wherever it is
+        samples = …
         result = await place.run(samples)              InternalError, NotReady
 
 Fairness: a batch takes one sample from each waiting request in turn, so a sound of a thousand windows delays the next
@@ -39,12 +41,13 @@ from service.metrics import ModelSeries
 from service.pace import Pace
 from service.stopwatch import Run, now
 from service.threads import workers
+from service.turns import Turns
 
 logger = logging.getLogger("convserve.batcher")
 
 Sample = NDArray[np.generic]
 Shape = tuple[int, ...]
-_TURNS = 8  # of the event loop
+_QUIET_TURNS = 8  # of the event loop, in which nothing arrived: what still comes will be in the next batch
 _SHORT_SECONDS = 2.0  # of waiting, while requests have to be refused
 _CAUTION = 1.2  # what is let in and comes too late has cost others their answer: paces may drop by so much
 
@@ -74,6 +77,7 @@ class Place:
         self.deadline = deadline
         self.waiting = 1  # samples that count in the queue; until the media is decoded, one
         self.decoded = False
+        self._doing = "waited to be decoded"
         self.runs: list[Run] = []
         self._batcher = batcher
         self._samples: Sequence[Sample] = ()
@@ -105,9 +109,15 @@ class Place:
         if self.over:
             raise self._late()
 
+    async def turn(self, *, quick: bool = False) -> None:
+        """Until the media should be decoded: ``quick`` says that it will be at once, on the event loop."""
+        await self._batcher.turns(quick).wait()
+        self._doing = "was decoded"
+
     async def run(self, samples: Sequence[Sample], *, decode_seconds: float = 0.0) -> Result:
         """Every sample's outputs. All samples have one shape; making them took a thread ``decode_seconds``. Raises what
         failed a sample."""
+        self._doing = "waited for the model"
         self._samples = samples
         self._outputs = [()] * len(samples)
         self._batcher.enqueue(self, samples[0].shape, decode_seconds)
@@ -119,6 +129,11 @@ class Place:
         return Entry(self, self._taken - 1, self._samples[self._taken - 1])
 
     @property
+    def untouched(self) -> bool:
+        """No batch has taken anything yet."""
+        return self._taken == 0
+
+    @property
     def left(self) -> int:
         """Samples that no batch has taken yet."""
         return len(self._samples) - self._taken
@@ -127,6 +142,7 @@ class Place:
         self._outputs[number] = outputs
         self._answered += 1
         if self._answered == len(self._samples) and not self._finished.done():
+            self._doing = "was answered"
             self._finished.set_result(None)
 
     def fail(self, error: ServiceError) -> None:
@@ -134,11 +150,7 @@ class Place:
             self._finished.set_exception(error)
 
     def _late(self) -> DeadlineExceeded:
-        if not self._samples:
-            return DeadlineExceeded("the deadline passed while the media was decoded")
-        if self._answered < len(self._samples):
-            return DeadlineExceeded("the deadline passed while the request waited for the model")
-        return DeadlineExceeded("the deadline passed while the answer was made")
+        return DeadlineExceeded(f"the deadline passed while the request {self._doing}")
 
 
 class Entry(NamedTuple):
@@ -165,10 +177,14 @@ class Batcher:
         broken: Callable[[], None],
     ) -> None:
         self._engine, self._series, self._broken = engine, series, broken
+        self._decoders = decoders
         self._max_batch, self._queue_samples, self._pace = max_batch, queue_samples, Pace(decoders)
+        self._quick = Turns(lambda: self._ready < self._max_batch)
+        self._slow = Turns(lambda: self._ready + self._decoding < self._max_batch + self._decoders)
         self._lines: OrderedDict[Shape, deque[Place]] = OrderedDict()
         self._waiting = 0  # samples, of which these are requests that are not decoded yet
         self._undecoded = 0
+        self._ready = 0  # requests that are decoded, and of which no sample has run
         self._running = 0
         self._overloaded_until = -math.inf
         self._over: NotReady | None = None
@@ -204,6 +220,9 @@ class Batcher:
         self._undecoded += 1
         return Place(self, deadline)
 
+    def turns(self, quick: bool) -> Turns:
+        return self._quick if quick else self._slow
+
     def enqueue(self, place: Place, shape: Shape, decode_seconds: float) -> None:
         if self._over:
             place.fail(self._over)
@@ -212,6 +231,7 @@ class Batcher:
         self._pace.decoding.add(decode_seconds)
         self._recount(place)
         self._lines.setdefault(shape, deque()).append(place)
+        self._ready += 1
         self._work.set()
 
     def release(self, place: Place) -> None:
@@ -236,12 +256,15 @@ class Batcher:
                 self._work.clear()
 
     async def _let_others_in(self) -> None:
-        """What has arrived meanwhile is decoded first, to share the batch: each one costs more than its samples. On a
+        """What has arrived meanwhile and is decoded quickly shares the batch: each one costs more than a sample. On a
         CPU this takes no time from the engine: the event loop would go first anyway."""
-        for _ in range(_TURNS if self._waiting > 1 else 0):
-            if self._waiting - self._undecoded >= self._max_batch:
+        quiet = 0 if self._waiting > 1 else _QUIET_TURNS
+        for _ in range(self._max_batch):
+            if quiet >= _QUIET_TURNS or self._waiting - self._undecoded >= self._max_batch:
                 break
+            before = (self._waiting, self._undecoded)
             await asyncio.sleep(0)
+            quiet = quiet + 1 if (self._waiting, self._undecoded) == before else 0
 
     def _end(self, reason: NotReady) -> None:
         self._over = self._over or reason
@@ -249,6 +272,9 @@ class Batcher:
             for place in line:
                 place.fail(reason)
         self._lines.clear()
+        self._ready = 0
+        self._quick.end(reason)
+        self._slow.end(reason)
 
     def _next_batch(self) -> list[Entry]:
         """One sample from each waiting request in turn, of the shape whose turn it is; the expired are passed over."""
@@ -257,6 +283,7 @@ class Batcher:
             shape, line = self._lines.popitem(last=False)
             while line and len(batch) < self._max_batch:
                 place = line.popleft()
+                self._ready -= place.untouched
                 if place.over:
                     self.release(place)
                     continue
@@ -266,6 +293,7 @@ class Batcher:
                     line.append(place)
             if line:
                 self._lines[shape] = line  # at the end: the other shapes come first
+        self._give_turns()
         return batch
 
     async def _run(self, batch: list[Entry]) -> None:
@@ -327,8 +355,19 @@ class Batcher:
             entry.place.answer(entry.number, output)
 
     def _decoded(self, place: Place) -> None:
-        self._undecoded -= not place.decoded
-        place.decoded = True
+        if not place.decoded:
+            place.decoded = True
+            self._undecoded -= 1
+            self._give_turns()
+
+    def _give_turns(self) -> None:
+        self._quick.changed()
+        self._slow.changed()
+
+    @property
+    def _decoding(self) -> int:
+        """Requests that have had their turn and are not decoded yet."""
+        return self._undecoded - len(self._quick) - len(self._slow)
 
     def _recount(self, place: Place) -> None:
         """A place counts with the samples it has left, at most one batch's worth, and at most what has room."""
@@ -338,5 +377,6 @@ class Batcher:
         place.waiting = now
 
     def _count(self, change: int) -> None:
-        self._waiting += change
-        self._series.queue_depth.set(self._waiting)
+        if change:
+            self._waiting += change
+            self._series.queue_depth.set(self._waiting)

@@ -133,7 +133,7 @@ class Pipeline:
     async def _windows(
         self, card: ModelCard, data: bytes, parameters: WindowParameters, place: Place, watch: Stopwatch
     ) -> tuple[Body, Result]:
-        windows = await self._decoded(card.task, data, watch, lambda: self._cut(card, data, place, watch))
+        windows = await self._decoded(card.task, data, place, watch, lambda: self._cut(card, data, place, watch))
         result = await _inferred(place, windows.samples, watch)
         with watch.stage("postprocess"):
             rows = _rows(result)
@@ -154,7 +154,7 @@ class Pipeline:
             with watch.stage("preprocess"):
                 return picture, image_sample(picture.pixels, spec)
 
-        return await self._decoded(card.task, data, watch, work)
+        return await self._decoded(card.task, data, place, watch, work)
 
     def _cut(self, card: ModelCard, data: bytes, place: Place, watch: Stopwatch) -> Windows:
         spec = card.preprocess
@@ -175,13 +175,14 @@ class Pipeline:
         with watch.stage("preprocess"):
             return video_windows(frames, spec)
 
-    async def _decoded(self, task: Task, data: bytes, watch: Stopwatch, work: Callable[[], _T]) -> _T:
-        """Runs ``work``, which decodes ``data``: on the spot if that takes less than asking a thread would."""
-        quick = _QUICK.get(task)
-        if quick and quick(data):
-            await asyncio.sleep(0)  # what else has arrived is read first, and then all of it decoded: caches stay warm
-            return work()
-        return await self._threaded(task, watch, work)
+    async def _decoded(self, task: Task, data: bytes, place: Place, watch: Stopwatch, work: Callable[[], _T]) -> _T:
+        """In its turn runs ``work``, which decodes ``data``: on the spot if that is less than asking a thread would."""
+        decodes_quickly = _QUICK.get(task)
+        quick = decodes_quickly is not None and decodes_quickly(data)
+        asked = now()
+        await place.turn(quick=quick)
+        watch.add("queue", asked, now())
+        return work() if quick else await self._threaded(task, watch, work)
 
     async def _threaded(self, task: Task, watch: Stopwatch, work: Callable[[], _T]) -> _T:
         """Runs ``work`` in the task's pool; what it waited for a thread counts as queueing."""

@@ -128,6 +128,121 @@ async def test_what_comes_while_the_engine_is_busy_shares_the_next_batch(make: M
     assert [len(batch) for batch in bench.engine.batches] in ([1, 4, 1], [4, 2])
 
 
+class Decoding:
+    """Requests that count how many are decoded, one at a time or beside each other in threads."""
+
+    def __init__(self, bench: Bench, *, quick: bool) -> None:
+        self.decoded: list[float] = []
+        self.may_decode = asyncio.Event()
+        self._bench, self._quick = bench, quick
+
+    async def ask(self, value: float, samples: int = 1, seconds: float = 20.0) -> list[float]:
+        async with self._bench.batcher.reserve(time.monotonic() + seconds) as place:
+            await place.turn(quick=self._quick)
+            if not self._quick:
+                await self.may_decode.wait()
+            self.decoded.append(value)
+            result = await place.run([np.full(1, value)] * samples)
+            return [float(outputs[0].flat[0]) for outputs in result.outputs]
+
+
+async def _many_turns() -> None:
+    for _ in range(200):
+        await asyncio.sleep(0)
+
+
+@pytest.mark.parametrize("quick", [True, False])
+async def test_no_more_is_decoded_than_the_next_batch_takes(make: Make, quick: bool) -> None:
+    bench = await make(max_batch=4)
+    requests = Decoding(bench, quick=quick)
+    requests.may_decode.set()
+    bench.engine.gate.clear()
+    asking = [asyncio.create_task(requests.ask(float(number))) for number in range(30)]
+    await _many_turns()
+    running, waiting = 4, 4
+    assert requests.decoded == [float(number) for number in range(running + waiting + (0 if quick else 2))]
+    bench.engine.gate.set()
+    assert await asyncio.gather(*asking) == [[2.0 * number] for number in range(30)]
+    assert requests.decoded == [float(number) for number in range(30)], "in the order in which they came"
+    assert len(bench.engine.batches) <= 9
+
+
+async def test_what_decodes_slowly_keeps_every_decoder_busy_and_does_not_hold_up_what_is_quick(make: Make) -> None:
+    bench = await make(max_batch=1)
+    slow, quick = Decoding(bench, quick=False), Decoding(bench, quick=True)
+    asking = [asyncio.create_task(slow.ask(float(number))) for number in range(9)]
+    await _many_turns()
+    assert await quick.ask(50.0) == [100.0]
+    assert not slow.decoded
+    slow.may_decode.set()
+    assert await asyncio.gather(*asking) == [[2.0 * number] for number in range(9)]
+
+
+async def test_who_gives_up_before_it_is_decoded_costs_nothing_and_holds_nobody_up(make: Make) -> None:
+    bench = await make(max_batch=2)
+    requests = Decoding(bench, quick=True)
+    bench.engine.gate.clear()
+    first = [asyncio.create_task(requests.ask(float(number))) for number in range(4)]
+    await _many_turns()
+    hurried = [asyncio.create_task(requests.ask(100.0 + number, seconds=0.02)) for number in range(5)]
+    left = [asyncio.create_task(requests.ask(200.0 + number)) for number in range(5)]
+    last = asyncio.create_task(requests.ask(7.0))
+    await _many_turns()
+    for task in left:
+        task.cancel()
+    for task in hurried:
+        with pytest.raises(DeadlineExceeded, match="waited to be decoded"):
+            await task
+    bench.engine.gate.set()
+    assert await last == [14.0]
+    assert requests.decoded == [0.0, 1.0, 2.0, 3.0, 7.0]
+    await asyncio.gather(*first)
+
+
+async def test_what_cannot_be_decoded_makes_room_for_others(make: Make) -> None:
+    bench = await make(max_batch=1)
+
+    async def ask() -> None:
+        async with bench.batcher.reserve(time.monotonic() + 20) as place:
+            await place.turn()
+            await asyncio.sleep(0.001)
+            raise ValueError("corrupt")
+
+    answers = await asyncio.gather(*(ask() for _ in range(20)), return_exceptions=True)
+    assert [str(answer) for answer in answers] == ["corrupt"] * 20
+
+
+async def test_many_long_requests_that_are_decoded_do_not_hold_up_a_short_one(make: Make) -> None:
+    bench = await make(max_batch=2)
+    requests = Decoding(bench, quick=True)
+    bench.engine.gate.clear()
+    long = [asyncio.create_task(requests.ask(1.0, samples=100)) for _ in range(6)]
+    await _many_turns()
+    short = asyncio.create_task(requests.ask(7.0))
+    await _many_turns()
+    bench.engine.gate.set()
+    assert await short == [14.0]
+    position = next(index for index, batch in enumerate(bench.engine.batches) if 7.0 in batch)
+    assert position <= 12, "some turns of the seven, and not hundreds of samples"
+    await asyncio.gather(*long)
+
+
+async def test_closing_refuses_what_waits_to_be_decoded(make: Make) -> None:
+    bench = await make(max_batch=1)
+    requests = Decoding(bench, quick=True)
+    bench.engine.gate.clear()
+    asking = [asyncio.create_task(requests.ask(float(number))) for number in range(5)]
+    await _many_turns()
+    closing = asyncio.create_task(bench.batcher.close())
+    await asyncio.sleep(0)
+    bench.engine.gate.set()
+    await closing
+    answers = await asyncio.gather(*asking, return_exceptions=True)
+    assert answers[0] == [0.0]
+    assert [type(answer) for answer in answers[1:]] == [NotReady] * 4
+    assert requests.decoded == [0.0, 1.0]
+
+
 async def test_a_lone_request_does_not_wait_for_company(make: Make) -> None:
     bench = await make(max_batch=32)
     assert await bench.ask(3.0, seconds=5) == [6.0]
@@ -399,10 +514,14 @@ async def test_the_result_tells_its_batches(make: Make) -> None:
 
 async def test_the_deadline_ends_whatever_is_awaited_and_says_at_which_stage(make: Make) -> None:
     bench = await make()
-    with pytest.raises(DeadlineExceeded, match="decoded"):
+    with pytest.raises(DeadlineExceeded, match="waited to be decoded"):
         async with bench.batcher.reserve(time.monotonic() + 0.02):
             await asyncio.sleep(10)
-    with pytest.raises(DeadlineExceeded, match="answer was made"):
+    with pytest.raises(DeadlineExceeded, match="was decoded"):
+        async with bench.batcher.reserve(time.monotonic() + 0.1) as place:
+            await place.turn()
+            await asyncio.sleep(10)
+    with pytest.raises(DeadlineExceeded, match="was answered"):
         async with bench.batcher.reserve(time.monotonic() + 0.5) as place:
             await place.run([np.ones(1)])
             await asyncio.sleep(10)

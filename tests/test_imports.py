@@ -21,11 +21,11 @@ LAYERS = [
     {"openapi", "inputs", "pipeline"},
     {"catalogue"},
     {"traces"},
-    {"batcher", "settings", "access", "connections", "launch"},
+    {"batcher", "settings", "access", "connections", "launch", "wire"},
     {"engine", "repository", "postprocess"},
     {"decode", "preprocess", "schemas", "providers", "buffers"},
     {"cards", "metrics"},
-    {"errors", "gpu", "pace", "stopwatch", "threads"},
+    {"errors", "gpu", "pace", "stopwatch", "threads", "turns"},
 ]
 
 
@@ -58,7 +58,7 @@ def test_imports_keep_the_rules(path: Path) -> None:
     if name.startswith("service"):
         assert not roots & {"torch", "torchvision", "models"}
         assert ("bentoml" in roots) <= (name == "service.app")
-        assert not roots & HTTP or name in {"service.app", "service.api", "service.inputs"}
+        assert not roots & HTTP or name in {"service.app", "service.api", "service.inputs", "service.wire"}
         if name.split(".")[-1] in PURE or name.startswith("service.decode"):
             assert not any(module.startswith(("service.metrics", "service.settings")) for module in imported)
     if name.startswith("models"):

@@ -1,0 +1,148 @@
+"""The oracle is uvicorn's own protocol: the same requests must be answered with the same bytes."""
+
+import asyncio
+import contextlib
+import re
+from collections.abc import AsyncIterator
+
+import pytest
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from service import wire
+from service.access import Message, Receive, Scope, Send
+
+
+class Kept:
+    """A transport that keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.sent: list[bytes] = []
+        self.closed = False
+
+    def write(self, data: bytes) -> None:
+        self.sent.append(data)
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def close(self) -> None:
+        self.closed = True
+
+
+async def test_head_and_body_are_one_piece() -> None:
+    kept = Kept()
+    transport = wire.Gathered(kept)  # type: ignore[arg-type]
+    for _ in range(2):
+        transport.write(b"head ")
+        assert not kept.sent[1:]
+        transport.write(b"body")
+    assert kept.sent == [b"head body", b"head body"]
+    await asyncio.sleep(0)
+    assert kept.sent == [b"head body", b"head body"]
+
+
+async def test_what_nothing_follows_is_sent_when_the_turn_ends() -> None:
+    kept = Kept()
+    transport = wire.Gathered(kept)  # type: ignore[arg-type]
+    transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    await asyncio.sleep(0)
+    assert kept.sent == [b"HTTP/1.1 100 Continue\r\n\r\n"]
+
+
+async def test_closing_sends_what_is_held_and_nothing_is_sent_after_it() -> None:
+    kept = Kept()
+    transport = wire.Gathered(kept)  # type: ignore[arg-type]
+    transport.write(b"last")
+    transport.close()
+    assert (kept.sent, kept.closed) == ([b"last"], True)
+    transport.write(b"too late")
+    await asyncio.sleep(0)
+    assert kept.sent == [b"last"]
+
+
+async def _app(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answers with what it was sent; /slowly in pieces, of which the second waits for a byte of the request's body."""
+    if scope["type"] != "http":
+        return
+    close = [(b"connection", b"close")] if scope["path"] == "/last" else []
+    message: Message = await receive()
+    if scope["path"] == "/slowly":
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": message["body"], "more_body": True})
+        message = await receive()
+        await send({"type": "http.response.body", "body": message["body"]})
+        return
+    body = message["body"]
+    while message.get("more_body"):
+        message = await receive()
+        body += message["body"]
+    length = (b"content-length", str(len(body)).encode())
+    await send({"type": "http.response.start", "status": 200, "headers": [length, *close]})
+    await send({"type": "http.response.body", "body": body})
+
+
+@contextlib.asynccontextmanager
+async def _serving(protocol: type[asyncio.Protocol]) -> AsyncIterator[int]:
+    config = uvicorn.Config(_app, http=protocol, lifespan="off", log_config=None, port=0, date_header=False)
+    server = uvicorn.Server(config)
+    running = asyncio.create_task(server._serve())  # without its signal handlers
+    async with asyncio.timeout(20):
+        while not server.started:
+            await asyncio.sleep(0.01)
+        yield server.servers[0].sockets[0].getsockname()[1]
+        server.should_exit = True
+        await running
+
+
+def _post(path: str, body: bytes, *headers: str) -> bytes:
+    lines = [f"POST {path} HTTP/1.1", "Host: there", f"Content-Length: {len(body)}", *headers]
+    return "\r\n".join([*lines, "", ""]).encode() + body
+
+
+CONVERSATIONS = {
+    "one after the other": [_post("/", b"first"), _post("/", b"second")],
+    "pipelined": [b"".join(_post("/", f"number {number}".encode()) for number in range(20))],
+    "nothing": [_post("/", b"")],
+    "much": [_post("/", bytes(range(256)) * 20_000)],
+    "close": [_post("/last", b"the end")],
+    "head": [b"HEAD / HTTP/1.1\r\nHost: there\r\n\r\n"],
+    "continue": [_post("/", b"asked first", "Expect: 100-continue")],
+    "HTTP/1.0": [b"POST / HTTP/1.0\r\nContent-Length: 3\r\n\r\nold"],
+    "broken": [b"nonsense\r\n\r\n"],
+}
+
+
+@pytest.mark.parametrize("conversation", CONVERSATIONS.values(), ids=CONVERSATIONS)
+async def test_the_answers_are_those_of_uvicorn(conversation: list[bytes]) -> None:
+    said = []
+    for protocol in (HttpToolsProtocol, wire.Protocol):
+        async with _serving(protocol) as port:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            for request in conversation:
+                writer.write(request)
+                await writer.drain()
+            writer.write(_post("/last", b"bye"))
+            said.append(await reader.read())
+            writer.close()
+    assert said[0] == said[1]
+    assert re.match(rb"HTTP/1.1 (200 OK|100 Continue|400 Bad Request)\r\n", said[1])
+
+
+async def test_an_answer_in_pieces_is_not_held_back() -> None:
+    async with _serving(wire.Protocol) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        request = _post("/slowly", b"ab")
+        writer.write(request[:-1])
+        assert b"a\r\n" in await reader.readuntil(b"\r\na\r\n"), "before the rest of the body was sent"
+        writer.write(request[-1:])
+        assert await reader.readuntil(b"0\r\n\r\n") == b"1\r\nb\r\n0\r\n\r\n"
+        writer.close()
+
+
+async def test_servers_that_choose_nothing_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uvicorn.config, "HTTP_PROTOCOLS", dict(uvicorn.config.HTTP_PROTOCOLS))
+    wire.use()
+    config = uvicorn.Config(_app, log_config=None)
+    config.load()
+    assert config.http_protocol_class is wire.Protocol
