@@ -2,6 +2,7 @@
 
 import base64
 import io
+import re
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -19,7 +20,8 @@ from service.repository import BUNDLED, StoredModel, find_models, read_graph
 from service.schemas import ClassifyParameters, Parameters, Prediction, Segment, SegmentParameters, WindowParameters
 from service.settings import Settings
 
-SAMPLES = Path(__file__).resolve().parent.parent / "samples"
+README = Path(__file__).resolve().parent.parent / "README.md"
+SAMPLES = README.parent / "samples"
 MAX_BYTES = 24 * 10**6
 
 
@@ -80,19 +82,27 @@ async def _ask(pipeline: Pipeline, task: Task, file: str, parameters: Parameters
     return await pipeline.answer(pipeline.catalogue.find(task), data, parameters, deadline=time.monotonic() + 60)
 
 
-async def test_the_cat_is_a_cat(pipeline: Pipeline) -> None:
-    answer = await _ask(pipeline, "classify", "cat.jpg", ClassifyParameters(top_k=1))
-    assert [entry.label for entry in cast(list[Prediction], answer.body)] == ["cat"]
+@pytest.mark.parametrize(
+    ("task", "file", "label"),
+    [("classify", "cat.jpg", "cat"), ("audio", "seven.wav", "seven"), ("video", "pan-left.mp4", "pan left")],
+)
+async def test_the_samples_are_answered_well(pipeline: Pipeline, task: Task, file: str, label: str) -> None:
+    parameters = ClassifyParameters(top_k=1) if task == "classify" else WindowParameters(top_k=1)
+    answer = await _ask(pipeline, task, file, parameters)
+    assert [entry.label for entry in cast(list[Prediction], answer.body)] == [label]
 
 
-async def test_the_word_is_seven(pipeline: Pipeline) -> None:
-    answer = await _ask(pipeline, "audio", "seven.wav", WindowParameters(top_k=1))
-    assert [entry.label for entry in cast(list[Prediction], answer.body)] == ["seven"]
-
-
-async def test_the_camera_pans_left(pipeline: Pipeline) -> None:
-    answer = await _ask(pipeline, "video", "pan-left.mp4", WindowParameters(top_k=1))
-    assert [entry.label for entry in cast(list[Prediction], answer.body)] == ["pan left"]
+async def test_the_readme_shows_what_is_answered(pipeline: Pipeline) -> None:
+    shown = re.findall(r"^\$ curl --data-binary @samples/(\S+) \S+/(\w+)\n(\[.*)$", README.read_text(), re.MULTILINE)
+    assert len(shown) == 4
+    parameters: dict[str, Parameters] = {"classify": ClassifyParameters(), "segment": SegmentParameters()}
+    for file, task, text in shown:
+        answer = await _ask(pipeline, cast(Task, task), file, parameters.get(task, WindowParameters()))
+        entries = re.findall(r'"label":"([^"]+)","score":([0-9.]+)', text)
+        assert len(entries) == 2
+        for (label, score), given in zip(entries, cast(list[Prediction], answer.body), strict=False):
+            assert label == given.label
+            assert float(score) == pytest.approx(given.score, abs=0.002)
 
 
 async def test_every_pixel_of_a_picture_gets_one_category(pipeline: Pipeline) -> None:
