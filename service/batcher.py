@@ -111,7 +111,7 @@ class Place:
 
     async def turn(self, *, quick: bool = False) -> None:
         """Until the media should be decoded: ``quick`` says that it will be at once, on the event loop."""
-        await self._batcher.turns(quick).wait()
+        await self._batcher.turn(quick)
         self._doing = "was decoded"
 
     async def run(self, samples: Sequence[Sample], *, decode_seconds: float = 0.0) -> Result:
@@ -177,10 +177,9 @@ class Batcher:
         broken: Callable[[], None],
     ) -> None:
         self._engine, self._series, self._broken = engine, series, broken
-        self._decoders = decoders
         self._max_batch, self._queue_samples, self._pace = max_batch, queue_samples, Pace(decoders)
-        self._quick = Turns(lambda: self._ready < self._max_batch)
-        self._slow = Turns(lambda: self._ready + self._decoding < self._max_batch + self._decoders)
+        self._quick = Turns(lambda: self._ready < max_batch)
+        self._slow = Turns(lambda: self._ready + self._decoding < max_batch + decoders)
         self._lines: OrderedDict[Shape, deque[Place]] = OrderedDict()
         self._waiting = 0  # samples, of which these are requests that are not decoded yet
         self._undecoded = 0
@@ -220,8 +219,8 @@ class Batcher:
         self._undecoded += 1
         return Place(self, deadline)
 
-    def turns(self, quick: bool) -> Turns:
-        return self._quick if quick else self._slow
+    async def turn(self, quick: bool) -> None:
+        await (self._quick if quick else self._slow).wait()
 
     def enqueue(self, place: Place, shape: Shape, decode_seconds: float) -> None:
         if self._over:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from pydantic import ValidationError
 from starlette.datastructures import Headers, QueryParams, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import Request
 
 from service.errors import BodyTimeout, BodyTooLarge, EmptyBody, InvalidParameter, MalformedBody
 from service.schemas import Parameters
@@ -60,12 +60,7 @@ async def counted(request: Request, max_bytes: int) -> AsyncGenerator[bytes, Non
     received = 0
     if declared.isdigit() and int(declared) > max_bytes:
         raise BodyTooLarge(f"the body has {declared} bytes; MAX_BODY_BYTES allows {max_bytes}")
-    more = True
-    while more:
-        message = await request.receive()  # Request.stream would be a second generator around it
-        if message["type"] == "http.disconnect":
-            raise ClientDisconnect
-        chunk, more = message.get("body", b""), message.get("more_body", False)
+    async for chunk in request.stream():
         received += len(chunk)
         if received > max_bytes:
             raise BodyTooLarge(f"the body has more than the {max_bytes} bytes that MAX_BODY_BYTES allows")

@@ -146,6 +146,16 @@ class Decoding:
             return [float(outputs[0].flat[0]) for outputs in result.outputs]
 
 
+async def _kept_waiting(bench: Bench, count: int, *, quick: bool) -> tuple[Decoding, "list[asyncio.Task[list[float]]]"]:
+    """So many requests, and an engine that does not come back from its first batch."""
+    requests = Decoding(bench, quick=quick)
+    requests.may_decode.set()
+    bench.engine.gate.clear()
+    asking = [asyncio.create_task(requests.ask(float(number))) for number in range(count)]
+    await _many_turns()
+    return requests, asking
+
+
 async def _many_turns() -> None:
     for _ in range(200):
         await asyncio.sleep(0)
@@ -154,11 +164,7 @@ async def _many_turns() -> None:
 @pytest.mark.parametrize("quick", [True, False])
 async def test_no_more_is_decoded_than_the_next_batch_takes(make: Make, quick: bool) -> None:
     bench = await make(max_batch=4)
-    requests = Decoding(bench, quick=quick)
-    requests.may_decode.set()
-    bench.engine.gate.clear()
-    asking = [asyncio.create_task(requests.ask(float(number))) for number in range(30)]
-    await _many_turns()
+    requests, asking = await _kept_waiting(bench, 30, quick=quick)
     running, waiting = 4, 4
     assert requests.decoded == [float(number) for number in range(running + waiting + (0 if quick else 2))]
     bench.engine.gate.set()
@@ -180,10 +186,7 @@ async def test_what_decodes_slowly_keeps_every_decoder_busy_and_does_not_hold_up
 
 async def test_who_gives_up_before_it_is_decoded_costs_nothing_and_holds_nobody_up(make: Make) -> None:
     bench = await make(max_batch=2)
-    requests = Decoding(bench, quick=True)
-    bench.engine.gate.clear()
-    first = [asyncio.create_task(requests.ask(float(number))) for number in range(4)]
-    await _many_turns()
+    requests, first = await _kept_waiting(bench, 4, quick=True)
     hurried = [asyncio.create_task(requests.ask(100.0 + number, seconds=0.02)) for number in range(5)]
     left = [asyncio.create_task(requests.ask(200.0 + number)) for number in range(5)]
     last = asyncio.create_task(requests.ask(7.0))
@@ -229,10 +232,7 @@ async def test_many_long_requests_that_are_decoded_do_not_hold_up_a_short_one(ma
 
 async def test_closing_refuses_what_waits_to_be_decoded(make: Make) -> None:
     bench = await make(max_batch=1)
-    requests = Decoding(bench, quick=True)
-    bench.engine.gate.clear()
-    asking = [asyncio.create_task(requests.ask(float(number))) for number in range(5)]
-    await _many_turns()
+    requests, asking = await _kept_waiting(bench, 5, quick=True)
     closing = asyncio.create_task(bench.batcher.close())
     await asyncio.sleep(0)
     bench.engine.gate.set()
