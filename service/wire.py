@@ -1,5 +1,5 @@
 """An answer in one piece: uvicorn writes its head and its body one after the other, and uvloop sends each at once. That
-is two calls of the kernel and two packets, and wakes the client twice: 50 microseconds of an answer."""
+is two calls of the kernel and two packets, and wakes the client twice."""
 
 import asyncio
 from typing import Any, cast
