@@ -13,7 +13,7 @@ from pydantic import TypeAdapter
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
-from service import metrics, openapi
+from service import metrics, openapi, wire
 from service.access import PROBLEM_JSON, App, Receive, Scope, Send, problem, visit
 from service.cards import ModelCard, Task
 from service.errors import (
@@ -40,7 +40,6 @@ _PARAMETERS: dict[Task, type[Parameters]] = {
     "video": WindowParameters,
 }
 CLIENT_LEFT = 499  # nginx's status for a request whose client did not wait; nobody reads it but the log
-_UNWATCHED_SECONDS = 0.1
 _TO_JSON: TypeAdapter[Any] = TypeAdapter(Any)
 _T = TypeVar("_T")
 
@@ -133,11 +132,11 @@ async def answer_request(request: Request, task: Task) -> Response:
     visit(request.scope).model = card.key
     deadline = received + (parameters.timeout_ms or settings.timeout_ms) / 1000
     if len(inputs.uploads) > 1:
-        return await _while_connected(request, _several(request, pipeline, card, inputs.uploads, parameters, deadline))
+        return await _while_connected(request.scope, _several(request, pipeline, card, inputs.uploads, parameters, deadline))
     answering = pipeline.answer(
         card, inputs.uploads[0].data, parameters, deadline=deadline, form=form, watch=visit(request.scope).watch
     )
-    answer = await _while_connected(request, answering)
+    answer = await _while_connected(request.scope, answering)
     metrics.observe_stages(visit(request.scope).endpoint, answer.stages)
     return _response(answer.body, card, answer.stages, answer.batch_size)
 
@@ -206,41 +205,29 @@ def _cost(stages: Mapping[str, float], batch_size: int) -> dict[str, str]:
     return {"X-Batch-Size": str(batch_size), "Server-Timing": timing}
 
 
-async def _while_connected(request: Request, work: Coroutine[Any, Any, _T]) -> _T:
+async def _while_connected(scope: Scope, work: Coroutine[Any, Any, _T]) -> _T:
     """Stops ``work`` when the client leaves, so that nothing is done for nobody. Raises ``ClientDisconnect``."""
+    if (left := wire.left(scope)) is None:
+        return await work
     working = asyncio.current_task()
     assert working is not None
-    leaving: asyncio.Task[None] | None = None
-    left = finished = False
-
-    def watch() -> None:
-        nonlocal leaving
-        leaving = asyncio.create_task(_client_leaves(request))
-        leaving.add_done_callback(stop)
+    stopped = finished = False
 
     def stop(_: object) -> None:
-        nonlocal left
+        nonlocal stopped
         if not finished:
-            left = working.cancel()
+            stopped = working.cancel()
 
-    # A task for every request is dear; most are answered before anybody could have left.
-    watching = asyncio.get_running_loop().call_later(_UNWATCHED_SECONDS, watch)
+    left.add_done_callback(stop)
     try:
         return await work
     except asyncio.CancelledError:
-        if left and working.uncancel() == 0:
+        if stopped and working.uncancel() == 0:
             raise ClientDisconnect from None
         raise
     finally:
         finished = True
-        watching.cancel()
-        if leaving is not None:
-            leaving.cancel()
-
-
-async def _client_leaves(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
+        left.remove_done_callback(stop)
 
 
 async def list_models(request: Request) -> Response:

@@ -1,11 +1,19 @@
-"""An answer in one piece: uvicorn writes its head and its body one after the other, and uvloop sends each at once. That
-is two calls of the kernel and two packets, and wakes the client twice."""
+"""What uvicorn's protocol lacks.
+
+An answer in one piece: uvicorn writes its head and its body one after the other, and uvloop sends each at once. That is
+two calls of the kernel and two packets, and wakes the client twice.
+
+Whether the client is still there: ASGI tells it only to who waits for it, which takes a task for every request.
+"""
 
 import asyncio
+from collections.abc import MutableMapping
 from typing import Any, cast
 
 from uvicorn import config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+_LEFT = "convserve.left"
 
 
 class Gathered:
@@ -38,10 +46,30 @@ class Gathered:
 
 
 class Protocol(HttpToolsProtocol):
-    """uvicorn's, on such a transport."""
+    """uvicorn's, on such a transport, with a future in every scope that is done when the client has left."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        self._left = self.loop.create_future()
         super().connection_made(cast(asyncio.Transport, Gathered(transport)))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        super().connection_lost(exc)
+        self._left.set_result(None)
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self.scope["extensions"] = {_LEFT: self._left}  # type: ignore[dict-item]
+
+    def on_message_complete(self) -> None:
+        super().on_message_complete()
+        if not self.pipeline:  # nobody asks for more of the body, which would go on reading what was paused
+            self.flow.resume_reading()
+
+
+def left(scope: MutableMapping[str, Any]) -> asyncio.Future[None] | None:
+    """Done when the client of this request has left; None where the server does not tell."""
+    found: asyncio.Future[None] | None = scope.get("extensions", {}).get(_LEFT)
+    return found
 
 
 def use() -> None:
