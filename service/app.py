@@ -182,6 +182,7 @@ class ConvServe:
         server = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
         if isinstance(server, uvicorn.Server):
             CONNECTIONS.watch(server, (bentoml.server_context.worker_index or 1) - 1)
+            self._counting = asyncio.create_task(CONNECTIONS.keep_counting())
             asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._leave, server)
         metrics.expect(f"{way_in}/{task}" for way_in in ("", "/bento") for task in self._pipeline.catalogue.tasks())
         metrics.WORKERS.set(1)

@@ -6,6 +6,7 @@ where the others see it, and one that has clearly more than its share closes one
 the client comes back, the others have more time to take it.
 """
 
+import asyncio
 import mmap
 import struct
 import time
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Protocol
 
 _SECONDS_BETWEEN = 0.02  # two that are closed, for the first one's client to arrive elsewhere
+_SECONDS_BETWEEN_COUNTS = 0.5  # where there are no answers that would bring one about
 _SLACK = 0.1  # of a fair share; and one connection
 _COUNT = struct.Struct("q")
 
@@ -39,7 +41,7 @@ class Connections:
     def __init__(self, file: Path, workers: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._file, self._workers, self._clock = file, workers, clock
         self._server: Server | None = None
-        self._closed_at = clock()
+        self._looked_at = clock()
         self._leaving = False
 
     def watch(self, server: Server, index: int) -> None:
@@ -48,7 +50,7 @@ class Connections:
             shared.truncate(self._workers * _COUNT.size)
             self._counts = mmap.mmap(shared.fileno(), self._workers * _COUNT.size)
         self._server, self._index = server, index
-        self._write(0)  # what a worker that died had is nobody's any more
+        self.count()  # what a worker that died had is nobody's any more
 
     def send_away(self) -> None:
         """From now on every answer ends its connection: only with an answer can HTTP/1.1 tell a client to go."""
@@ -60,16 +62,23 @@ class Connections:
             return False
         if self._leaving or self._server.should_exit:
             return True
-        mine = len(self._server.server_state.connections)
-        self._write(mine)
         now = self._clock()
-        if now - self._closed_at < _SECONDS_BETWEEN:
+        if now - self._looked_at < _SECONDS_BETWEEN:
             return False
+        self._looked_at = now
+        mine = self.count()
         share = sum(count for (count,) in _COUNT.iter_unpack(self._counts[:])) / self._workers
-        if mine <= share * (1 + _SLACK) + 1:
-            return False
-        self._closed_at = now
-        return True
+        return mine > share * (1 + _SLACK) + 1
 
-    def _write(self, count: int) -> None:
-        _COUNT.pack_into(self._counts, self._index * _COUNT.size, count)
+    def count(self) -> int:
+        """How many this worker has, from now on also where the others see it."""
+        assert self._server is not None
+        held = len(self._server.server_state.connections)
+        _COUNT.pack_into(self._counts, self._index * _COUNT.size, held)
+        return held
+
+    async def keep_counting(self) -> None:
+        """For a worker that has nothing to answer any more: what it had last would count as its share."""
+        while True:
+            self.count()
+            await asyncio.sleep(_SECONDS_BETWEEN_COUNTS)

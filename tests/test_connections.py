@@ -3,6 +3,7 @@ import signal
 import threading
 import time
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -48,7 +49,11 @@ class Workers:
             view.watch(server, index)
         for server, count in zip(self.servers, held, strict=True):
             server.hold(count)
-        assert not any(view.closes() for view in self.views)  # so soon after the start
+        self.count()
+
+    def count(self) -> None:
+        for view in self.views:
+            view.count()
 
     def close(self) -> list[bool]:
         """Whether each closes one, a second after the one before."""
@@ -90,6 +95,15 @@ def test_a_worker_that_starts_afresh_holds_nothing_of_the_one_before(tmp_path: P
     assert workers.close()[0]
 
 
+def test_a_worker_that_everybody_left_has_no_share_in_them(tmp_path: Path) -> None:
+    workers = Workers(tmp_path, 40, 40)
+    assert workers.close() == [False, False]
+    workers.servers[1].hold(0)
+    workers.count()
+    workers.clock.now += 1
+    assert workers.views[0].closes()
+
+
 def test_a_server_that_stops_sends_everybody_away(tmp_path: Path) -> None:
     workers = Workers(tmp_path, 1)
     workers.servers[0].should_exit = True
@@ -121,31 +135,58 @@ def _held(server: Server) -> Counter[int]:
     )
 
 
+class Clients:
+    """So many that ask again and again over a connection that each keeps. Their failures are told at the end."""
+
+    def __init__(self, server: Server, count: int) -> None:
+        self._url, self._stop, self._failures = f"{server.url}/classify", threading.Event(), list[str]()
+        self._threads = [threading.Thread(target=self._ask) for _ in range(count)]
+
+    def __enter__(self) -> None:
+        for thread in self._threads:
+            thread.start()
+
+    def __exit__(self, *error: object) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+        assert not self._failures
+
+    def _ask(self) -> None:
+        with httpx.Client(timeout=60) as kept:
+            while not self._stop.is_set():
+                answer = kept.post(self._url, content=grey_png(7))
+                if answer.status_code != 200:
+                    self._failures.append(answer.text)
+                time.sleep(0.01)
+
+
+def _until(held: Callable[[Counter[int]], bool], server: Server) -> None:
+    until = time.monotonic() + 60
+    while len(server.workers()) < 2 or not held(_held(server)):
+        assert time.monotonic() < until, str(_held(server))
+        time.sleep(0.2)
+
+
 def test_a_worker_that_came_back_gets_its_share_of_clients_that_keep_their_connections(tmp_path: Path) -> None:
     repository = graphs.write_all(tmp_path / "repository")
     with serving(tmp_path / "log", repository=str(repository), workers="2") as server:
         os.kill(server.workers()[0], signal.SIGKILL)
-        stop = threading.Event()
-        failures: list[str] = []
+        with Clients(server, 12):
+            _until(lambda held: min(held.values()) >= 4, server)
 
-        def client() -> None:
-            with httpx.Client(timeout=60) as kept:
-                while not stop.is_set():
-                    answer = kept.post(f"{server.url}/classify", content=grey_png(7))
-                    if answer.status_code != 200:
-                        failures.append(answer.text)
-                    time.sleep(0.01)
 
-        clients = [threading.Thread(target=client) for _ in range(12)]
-        for thread in clients:
-            thread.start()
-        try:
-            until = time.monotonic() + 60
-            while min(_held(server).values(), default=0) < 4 or len(server.workers()) < 2:
-                assert time.monotonic() < until, f"{_held(server)} of 12 connections"
-                time.sleep(0.2)
-        finally:
-            stop.set()
-            for thread in clients:
-                thread.join()
-        assert not failures
+def test_a_worker_that_everybody_left_at_once_gets_its_share_of_those_who_come_to_the_other(tmp_path: Path) -> None:
+    repository = graphs.write_all(tmp_path / "repository")
+    with serving(tmp_path / "log", repository=str(repository), workers="2") as server:
+        with Clients(server, 40):
+            _until(lambda held: min(held.values()) >= 16, server)
+        _until(lambda held: max(held.values()) == 0, server)
+        idle = server.workers()[0]
+        os.kill(idle, signal.SIGSTOP)
+        with Clients(server, 12):
+            try:
+                _until(lambda held: sum(held.values()) == 12, server)
+            finally:
+                os.kill(idle, signal.SIGCONT)
+            _until(lambda held: min(held.values()) >= 4, server)
