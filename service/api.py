@@ -121,9 +121,10 @@ def _add_task_route(app: FastAPI, task: Task) -> None:
 
 
 async def answer_request(request: Request, task: Task) -> Response:
-    """Body, parameters, model, then each file's stages; several files answer independently of one another."""
+    """Room, body, parameters, model, then each file's stages; several files answer independently of one another."""
     settings: Settings = request.app.state.settings
     pipeline = _pipeline(request)
+    pipeline.check_room(task)
     inputs = await read_inputs(request, settings)
     received = time.monotonic()
     parameters = parse_parameters(_PARAMETERS[task], request.query_params, inputs.parameters, settings.timeout_ms)
@@ -132,7 +133,9 @@ async def answer_request(request: Request, task: Task) -> Response:
     visit(request.scope).model = card.key
     deadline = received + (parameters.timeout_ms or settings.timeout_ms) / 1000
     if len(inputs.uploads) > 1:
-        return await _while_connected(request.scope, _several(request, pipeline, card, inputs.uploads, parameters, deadline))
+        return await _while_connected(
+            request.scope, _several(request, pipeline, card, inputs.uploads, parameters, deadline)
+        )
     answering = pipeline.answer(
         card, inputs.uploads[0].data, parameters, deadline=deadline, form=form, watch=visit(request.scope).watch
     )

@@ -197,27 +197,39 @@ class Batcher:
         Raises ``QueueFull``; ``DeadlineUnmeetable`` when what is ahead takes longer, by the pace measured so far;
         ``NotReady`` after the end.
         """
-        if self._over:
-            raise self._over
-        now = time.monotonic()
-        ahead = self._pace.seconds_ahead(self._undecoded, self._waiting + self._running)
-        retry_after = max(1, math.ceil(ahead))
-        if self._waiting >= self._queue_samples or (now < self._overloaded_until and ahead > _SHORT_SECONDS):
-            self._overloaded_until = now + _SHORT_SECONDS
-            raise QueueFull(
-                f"{self._waiting} samples are waiting, for about {ahead:.1f} s; QUEUE_SAMPLES is {self._queue_samples}",
-                retry_after_seconds=retry_after,
-            )
+        self.check_room()
+        ahead, patience = self._seconds_ahead(), deadline - time.monotonic()
         needed = _CAUTION * (ahead + self._pace.seconds_of_one())
-        if self._waiting + self._running > 0 and needed > deadline - now:
+        if self._waiting + self._running > 0 and needed > patience:
             raise DeadlineUnmeetable(
                 f"with what is waiting it may take {needed * 1000:.0f} ms; "
-                f"the request may wait {(deadline - now) * 1000:.0f} ms",
-                retry_after_seconds=retry_after,
+                f"the request may wait {patience * 1000:.0f} ms",
+                retry_after_seconds=max(1, math.ceil(ahead)),
             )
         self._count(1)
         self._undecoded += 1
         return Place(self, deadline)
+
+    def has_room(self) -> bool:
+        """Whether a request would be let in, if only its deadline were far enough."""
+        if self._over or self._waiting >= self._queue_samples:
+            return False
+        return time.monotonic() >= self._overloaded_until or self._seconds_ahead() <= _SHORT_SECONDS
+
+    def check_room(self) -> None:
+        """Raises ``QueueFull``, or ``NotReady`` after the end."""
+        if self._over:
+            raise self._over
+        if not self.has_room():
+            self._overloaded_until = time.monotonic() + _SHORT_SECONDS
+            ahead = self._seconds_ahead()
+            raise QueueFull(
+                f"{self._waiting} samples are waiting, for about {ahead:.1f} s; QUEUE_SAMPLES is {self._queue_samples}",
+                retry_after_seconds=max(1, math.ceil(ahead)),
+            )
+
+    def _seconds_ahead(self) -> float:
+        return self._pace.seconds_ahead(self._undecoded, self._waiting + self._running)
 
     async def turn(self, quick: bool) -> None:
         await (self._quick if quick else self._slow).wait()

@@ -113,6 +113,11 @@ class Catalogue:
     def tasks(self) -> list[Task]:
         return sorted(self._defaults)
 
+    def of(self, task: Task) -> list[ModelCard]:
+        """The models of ``task``, its default first."""
+        default = self._defaults.get(task)
+        return sorted((card for card in self.cards() if card.task == task), key=lambda card: card != default)
+
     def find(self, task: Task, name: str | None = None) -> ModelCard:
         """The model of ``task`` called ``name`` or ``name:version``, or the task's default.
 
@@ -134,7 +139,7 @@ class Catalogue:
         return card
 
     def _choices(self, task: Task) -> str:
-        return f"/{task} has {', '.join(card.key for card in self._cards.values() if card.task == task)}"
+        return f"/{task} has {', '.join(card.key for card in self.of(task))}"
 
     def _default(self, task: Task, default_models: dict[str, str]) -> ModelCard | None:
         """The one named in the settings; else the card that says so; else the only or first one."""

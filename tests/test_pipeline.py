@@ -1,0 +1,74 @@
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import cast
+
+import pytest
+
+from service.cards import ModelCard
+from service.catalogue import LoadedModel
+from service.engine import Engine
+from service.errors import QueueFull
+from service.pipeline import Pipeline
+from service.schemas import ClassifyParameters
+from service.settings import Settings
+from tests import graphs
+from tests.samples import grey_png
+
+
+class Stuck:
+    """An engine that answers nothing until it is let go, and then fails."""
+
+    def __init__(self) -> None:
+        self.go = threading.Event()
+
+    def run(self, samples: object) -> list[object]:
+        self.go.wait(20)
+        raise RuntimeError("let go")
+
+    def padded_size(self, count: int) -> int:
+        return count
+
+    def blank(self) -> None:
+        return None
+
+
+@pytest.fixture
+async def pipeline(tmp_path: Path) -> AsyncIterator[Pipeline]:
+    """Two models for /classify, the second the default, and one for /audio; each of their queues takes one sample."""
+    graph, stuck = graphs.grey_classifier(), Stuck()
+    contents = [
+        graphs.card_content("classify", graph, name=name, default=name == "second") for name in ("first", "second")
+    ]
+    contents.append(graphs.card_content("audio", graph))
+    models = [LoadedModel(ModelCard.model_validate(content), cast(Engine, stuck), 1) for content in contents]
+    built = Pipeline(models, Settings(repository=tmp_path, device="cpu", queue_samples=1), broken=lambda: None)
+    yield built
+    stuck.go.set()
+    await built.close()
+
+
+async def test_a_task_has_room_until_the_queue_of_every_model_is_full(pipeline: Pipeline) -> None:
+    def ask(model: str) -> "asyncio.Task[object]":
+        card = pipeline.catalogue.find("classify", model)
+        parameters, deadline = ClassifyParameters(model=model), time.monotonic() + 20
+        return asyncio.create_task(pipeline.answer(card, grey_png(5), parameters, deadline=deadline))
+
+    asked = []
+    for model in ("second", "first"):
+        pipeline.check_room("classify")
+        asked.append(ask(model))  # one that runs, and so counts no more
+        await asyncio.sleep(0.05)
+        pipeline.check_room("classify")
+        asked.append(ask(model))
+        await asyncio.sleep(0.05)
+    with pytest.raises(QueueFull, match="1 samples are waiting"):
+        pipeline.check_room("classify")
+    pipeline.check_room("audio")
+    pipeline.check_room("video")  # nothing serves it, which is not for this to say
+    for task in asked:
+        task.cancel()
+    await asyncio.gather(*asked, return_exceptions=True)
+    pipeline.check_room("classify")
