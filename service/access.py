@@ -4,7 +4,7 @@ answer even where a bug left none. A plain ASGI middleware around BentoML's rout
 import functools
 import json
 import logging
-import os
+import random
 import re
 import sys
 import time
@@ -141,7 +141,7 @@ def _request_id(scope: Scope) -> str:
     for name, value in scope["headers"]:
         if name == b"x-request-id" and _SANE_ID.fullmatch(given := value.decode("latin-1")):
             return str(given)
-    return os.urandom(16).hex()
+    return f"{random.getrandbits(128):032x}"
 
 
 async def _send_problem(send: Send, error: ServiceError, request_id: str) -> None:

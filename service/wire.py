@@ -48,6 +48,10 @@ class Gathered:
 class Protocol(HttpToolsProtocol):
     """uvicorn's, on such a transport, with a future in every scope that is done when the client has left."""
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.access_log = False  # a line that nobody reads would be made for each answer: service.access has one
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._left = self.loop.create_future()
         super().connection_made(cast(asyncio.Transport, Gathered(transport)))

@@ -47,13 +47,28 @@ def _value(series: Series, name: str, **labels: str) -> float:
 
 @pytest.mark.parametrize("path", ["/classify", "/bento/classify"])
 def test_a_client_that_leaves_while_it_sends_is_no_failure_of_ours(fresh: Server, path: str) -> None:
-    with socket.create_connection(("127.0.0.1", fresh.port), timeout=20) as connection:
-        connection.sendall(f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nabc".encode())
-        time.sleep(0.2)  # to be read from before it is left
+    _send_and_leave(fresh, f"POST {path} HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\nabc".encode(), seconds=0.2)
+    assert _first_statuses(fresh, path) == {"499": 1}
+
+
+def test_a_client_that_leaves_while_it_waits_is_no_failure_of_ours(fresh: Server) -> None:
+    clip = grey_clip(5, frames=500)  # takes longer than to leave
+    _send_and_leave(fresh, f"POST /video HTTP/1.1\r\nHost: x\r\nContent-Length: {len(clip)}\r\n\r\n".encode() + clip)
+    assert _first_statuses(fresh, "/video") == {"499": 1}
+
+
+def _send_and_leave(server: Server, sent: bytes, seconds: float = 0.0) -> None:
+    with socket.create_connection(("127.0.0.1", server.port), timeout=20) as connection:
+        connection.sendall(sent)
+        time.sleep(seconds)  # to be read from before it is left
+
+
+def _first_statuses(server: Server, path: str) -> dict[str, float]:
+    """How often each status was counted, once there is any."""
     deadline = time.monotonic() + 20
     counted: dict[str, float] = {}
     while not sum(counted.values()) and time.monotonic() < deadline:
-        series = _scrape(fresh).items()
+        series = _scrape(server).items()
         name = "convserve_requests_total"
         counted = {
             dict(labels)["status"]: value
@@ -61,7 +76,7 @@ def test_a_client_that_leaves_while_it_sends_is_no_failure_of_ours(fresh: Server
             if found == name and ("endpoint", path) in labels
         }
         time.sleep(0.1)
-    assert {status: value for status, value in counted.items() if value} == {"499": 1}
+    return {status: value for status, value in counted.items() if value}
 
 
 def test_counts_equal_the_clients_own_over_several_workers_and_batches_form(fresh: Server) -> None:

@@ -10,7 +10,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service import wire
-from service.access import Message, Receive, Scope, Send
+from service.access import App, Message, Receive, Scope, Send
 
 
 class Kept:
@@ -83,8 +83,8 @@ async def _app(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _serving(protocol: type[asyncio.Protocol]) -> AsyncIterator[int]:
-    config = uvicorn.Config(_app, http=protocol, lifespan="off", log_config=None, port=0, date_header=False)
+async def _serving(protocol: type[asyncio.Protocol], app: App = _app) -> AsyncIterator[int]:
+    config = uvicorn.Config(app, http=protocol, lifespan="off", log_config=None, port=0, date_header=False)
     server = uvicorn.Server(config)
     running = asyncio.create_task(server._serve())  # without its signal handlers
     async with asyncio.timeout(20):
@@ -138,6 +138,35 @@ async def test_an_answer_in_pieces_is_not_held_back() -> None:
         writer.write(request[-1:])
         assert await reader.readuntil(b"0\r\n\r\n") == b"1\r\nb\r\n0\r\n\r\n"
         writer.close()
+
+
+@pytest.mark.parametrize(
+    "size", [0, 10, 200_000, 5_000_000]
+)  # reading is paused while more is unread than 65,536 bytes
+async def test_the_scope_tells_when_the_client_has_left(size: int) -> None:
+    received, left = asyncio.Event(), asyncio.Event()
+
+    async def waits(scope: Scope, receive: Receive, send: Send) -> None:
+        await asyncio.sleep(0.1)  # meanwhile the body comes
+        while (await receive())["more_body"]:
+            pass
+        leaving = wire.left(scope)
+        assert leaving is not None and not leaving.done()
+        received.set()
+        await leaving
+        left.set()
+
+    async with _serving(wire.Protocol, waits) as port, asyncio.timeout(20):
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(_post("/", bytes(size)))
+        await received.wait()
+        writer.close()
+        await left.wait()
+
+
+def test_other_servers_do_not_tell_whether_the_client_has_left() -> None:
+    assert wire.left({"type": "http"}) is None
+    assert wire.left({"type": "http", "extensions": {}}) is None
 
 
 async def test_servers_that_choose_nothing_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
