@@ -67,7 +67,7 @@ class Connections:
             return False
         self._looked_at = now
         mine = self.count()
-        share = sum(count for (count,) in _COUNT.iter_unpack(self._counts[:])) / self._workers
+        share: float = sum(count for (count,) in _COUNT.iter_unpack(self._counts[:])) / self._workers
         return mine > share * (1 + _SLACK) + 1
 
     def count(self) -> int:

@@ -1,6 +1,7 @@
 """Open-loop load against a small server that keeps its own count. Nothing here is about how long anything takes."""
 
 import asyncio
+import os
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
@@ -9,7 +10,7 @@ import pytest
 
 from benchmarks.contestants import Post
 from benchmarks.endurance import mixed_rates, tally
-from benchmarks.openloop import BROKEN, Outcome, Sender, Stream, arrivals, percentile
+from benchmarks.openloop import BROKEN, Outcome, Sender, Stream, arrivals, patient, percentile
 
 POST = Post("/classify?timeout_ms=2", b"\r\n\r\nbody" * 300, {"Content-Type": "image/jpeg"})
 Answering = Callable[[bytes, asyncio.StreamWriter], Awaitable[None]]
@@ -170,3 +171,10 @@ async def test_an_answer_that_ends_its_connection_is_read_to_its_end() -> None:
         outcomes = await sender.send([Stream("a", POST, 100.0)], 0.2)
     assert outcomes
     assert {outcome.status for outcome in outcomes} == {200}
+
+
+def test_a_patient_sender_is_one_only_meanwhile() -> None:
+    with suppress(ZeroDivisionError), patient():
+        assert os.sched_getscheduler(0) == os.SCHED_BATCH
+        raise ZeroDivisionError
+    assert os.sched_getscheduler(0) == os.SCHED_OTHER
