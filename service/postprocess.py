@@ -2,6 +2,7 @@
 
 import base64
 import math
+import zlib
 from io import BytesIO
 from typing import TypeVar
 
@@ -58,8 +59,9 @@ def segments(
     mask, confidence = _cut(mask, region), _cut(confidence, region)
     _require_finite(confidence)
     scores = {int(index): _score(confidence[mask == index].mean()) for index in np.unique(mask)}
+    scaled = np.asarray(_scaled(mask, size))
     return [
-        Segment(label=card.categories[index], score=score, mask=_png_base64(_scaled(mask == index, size)))
+        Segment(label=card.categories[index], score=score, mask=_png_base64(scaled == index))
         for index, score in sorted(scores.items(), key=lambda item: -item[1])
         if score >= threshold
     ]
@@ -74,7 +76,7 @@ def palette_png(
 ) -> bytes:
     """(H, W) -> one PNG of ``size`` in the card's colours, the pixel value being the category's index."""
     _require_finite(confidence)
-    return _png(_coloured(_cut(mask, region), size, card))
+    return _mask_png(_coloured(_cut(mask, region), size, card))
 
 
 def overlay_png(
@@ -94,26 +96,30 @@ def _cut(plane: NDArray[_T], region: Region) -> NDArray[_T]:
     return plane[region.top : region.top + region.height, region.left : region.left + region.width]
 
 
-def _scaled(present: NDArray[np.bool_], size: tuple[int, int]) -> Image.Image:
-    image = Image.fromarray(present.astype(np.uint8) * 255)
-    return image.resize((size[1], size[0]), Image.Resampling.NEAREST)
+def _scaled(mask: NDArray[np.uint8], size: tuple[int, ...]) -> Image.Image:
+    return Image.fromarray(mask).resize((size[1], size[0]), Image.Resampling.NEAREST)
 
 
 def _coloured(mask: NDArray[np.uint8], size: tuple[int, ...], card: ModelCard) -> Image.Image:
     assert card.palette is not None  # the card checked it
-    image = Image.fromarray(mask).resize((size[1], size[0]), Image.Resampling.NEAREST)
+    image = _scaled(mask, size)
     image.putpalette([channel for colour in card.palette for channel in colour])
     return image
 
 
-def _png(image: Image.Image) -> bytes:
+def _png(image: Image.Image, strategy: int = zlib.Z_DEFAULT_STRATEGY) -> bytes:
     buffer = BytesIO()
-    image.save(buffer, "PNG", compress_level=1)  # masks are flat: level 1 is five times faster and hardly larger
+    image.save(buffer, "PNG", compress_level=1, compress_type=strategy)  # five times as fast as level 6
     return buffer.getvalue()
 
 
-def _png_base64(image: Image.Image) -> str:
-    return base64.b64encode(_png(image)).decode("ascii")
+def _mask_png(image: Image.Image) -> bytes:
+    """Masks are flat: to look for nothing but runs makes half the bytes, in the same time."""
+    return _png(image, zlib.Z_RLE)
+
+
+def _png_base64(present: NDArray[np.bool_]) -> str:
+    return base64.b64encode(_mask_png(Image.fromarray(present.view(np.uint8) * np.uint8(255)))).decode("ascii")
 
 
 def _score(value: np.floating) -> float:
