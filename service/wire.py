@@ -68,6 +68,11 @@ class Protocol(HttpToolsProtocol):
         super().on_message_complete()
         if not self.pipeline:  # nobody asks for more of the body, which would go on reading what was paused
             self.flow.resume_reading()
+        answered = self.cycle is not None and self.cycle.response_complete  # before it was all there
+        if answered and self.timeout_keep_alive_task is None:  # what came since has ended it
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
 
 
 def left(scope: MutableMapping[str, Any]) -> asyncio.Future[None] | None:

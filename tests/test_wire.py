@@ -83,8 +83,10 @@ async def _app(scope: Scope, receive: Receive, send: Send) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _serving(protocol: type[asyncio.Protocol], app: App = _app) -> AsyncIterator[int]:
-    config = uvicorn.Config(app, http=protocol, lifespan="off", log_config=None, port=0, date_header=False)
+async def _serving(protocol: type[asyncio.Protocol], app: App = _app, patience: int = 5) -> AsyncIterator[int]:
+    config = uvicorn.Config(
+        app, http=protocol, lifespan="off", log_config=None, port=0, date_header=False, timeout_keep_alive=patience
+    )
     server = uvicorn.Server(config)
     running = asyncio.create_task(server._serve())  # without its signal handlers
     async with asyncio.timeout(20):
@@ -109,6 +111,7 @@ CONVERSATIONS = {
     "head": [b"HEAD / HTTP/1.1\r\nHost: there\r\n\r\n"],
     "continue": [_post("/", b"asked first", "Expect: 100-continue")],
     "HTTP/1.0": [b"POST / HTTP/1.0\r\nContent-Length: 3\r\n\r\nold"],
+    "upgrade": [b"GET / HTTP/1.1\r\nHost: there\r\nConnection: upgrade\r\nUpgrade: something\r\n\r\n"],
     "broken": [b"nonsense\r\n\r\n"],
 }
 
@@ -162,6 +165,22 @@ async def test_the_scope_tells_when_the_client_has_left(size: int) -> None:
         await received.wait()
         writer.close()
         await left.wait()
+
+
+async def test_a_connection_whose_request_was_answered_early_ends_when_nothing_comes() -> None:
+    async def hasty(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 503, "headers": [(b"content-length", b"0")]})
+        await send({"type": "http.response.body", "body": b""})
+
+    async with _serving(wire.Protocol, hasty, patience=1) as port, asyncio.timeout(20):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        request = _post("/", bytes(100_000))
+        for _ in range(2):  # it is kept for the next
+            writer.write(request[:200])
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 503 ")
+            writer.write(request[200:])
+        assert await reader.read() == b""
+        writer.close()
 
 
 def test_other_servers_do_not_tell_whether_the_client_has_left() -> None:
