@@ -65,17 +65,18 @@ class Pipeline:
             )
             for model in models
         }
-        self._of_task = {
-            task: [self._batchers[card.key] for card in self.catalogue.of(task)] for task in self.catalogue.tasks()
+        self._admissions = {
+            task: [self._batchers[card.key].admission for card in self.catalogue.of(task)]
+            for task in self.catalogue.tasks()
         }
         self._decoders = {task: workers(threads, f"decode-{task}") for task in self.catalogue.tasks()}
 
     def check_room(self, task: Task) -> None:
         """Raises ``QueueFull`` or ``NotReady`` if no model of ``task`` would take anything, so that nobody has to read
         what could not be answered anyway."""
-        batchers = self._of_task.get(task, [])
-        if batchers and not any(batcher.has_room() for batcher in batchers):
-            batchers[0].check_room()
+        admissions = self._admissions.get(task, [])
+        if admissions and not any(admission.has_room() for admission in admissions):
+            admissions[0].check_room()
 
     async def answer(
         self,

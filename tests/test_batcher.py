@@ -6,9 +6,10 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 import numpy as np
 import pytest
 
-from service.batcher import Batcher, Sample
+from service.batcher import Batcher
 from service.engine import Outputs
 from service.errors import DeadlineExceeded, DeadlineUnmeetable, InternalError, NotReady, QueueFull
+from service.isolation import Sample
 from service.metrics import ModelSeries
 
 POISON = 255.0
@@ -291,14 +292,6 @@ async def test_one_bad_sample_fails_alone(make: Make) -> None:
     assert bench.given_up == 0
 
 
-async def test_a_bad_sample_by_itself_does_not_count_as_a_broken_engine(make: Make) -> None:
-    bench = await make()
-    with pytest.raises(InternalError):
-        await bench.ask(POISON)
-    assert bench.given_up == 0
-    assert await bench.ask(1.0) == [2.0]
-
-
 async def test_an_engine_that_answers_nothing_any_more_is_given_up(make: Make) -> None:
     bench = await make()
     bench.engine.broken = True
@@ -322,17 +315,6 @@ async def test_a_broken_engine_is_given_up_once_and_refuses_everybody(make: Make
     assert bench.given_up == 1
 
 
-async def test_an_engine_that_answers_too_few_samples_strands_nobody(make: Make) -> None:
-    bench = await make(max_batch=4)
-    run = bench.engine.run
-    bench.engine.run = lambda samples: run(samples)[: max(1, len(samples) - 1)]  # type: ignore[method-assign]
-    bench.engine.gate.clear()
-    asking = [asyncio.create_task(bench.ask(float(number))) for number in range(5)]
-    await asyncio.sleep(0.02)
-    bench.engine.gate.set()
-    assert await asyncio.gather(*asking) == [[2.0 * number] for number in range(5)]
-
-
 async def test_closing_refuses_what_waits_and_finishes_what_runs(make: Make) -> None:
     bench = await make(max_batch=1)
     bench.engine.gate.clear()
@@ -351,25 +333,13 @@ async def test_no_more_samples_wait_than_the_queue_has_places(make: Make) -> Non
     bench.engine.gate.clear()
     asking = [asyncio.create_task(bench.ask(*[float(number)] * 10)) for number in range(8)]
     await asyncio.sleep(0.05)
-    assert bench.batcher._waiting <= 8
+    assert bench.batcher.admission.waiting <= 8
     bench.engine.gate.set()
     answers = await asyncio.gather(*asking, return_exceptions=True)
     answered = [answer for answer in answers if isinstance(answer, list)]
     assert answered and all(len(set(answer)) == 1 and len(answer) == 10 for answer in answered)
     assert all(isinstance(answer, (list, QueueFull)) for answer in answers)
-    assert bench.batcher._waiting == 0
-
-
-async def test_a_full_queue_refuses_at_once_and_says_when_to_come_back(make: Make) -> None:
-    bench = await make(queue_samples=3)
-    soon = time.monotonic() + 10
-    async with bench.batcher.reserve(soon), bench.batcher.reserve(soon):
-        async with bench.batcher.reserve(soon):
-            with pytest.raises(QueueFull) as refusal:
-                bench.batcher.reserve(soon)
-            assert refusal.value.retry_after_seconds is not None and refusal.value.retry_after_seconds >= 1
-        async with bench.batcher.reserve(soon):  # one left, so there is room
-            pass
+    assert bench.batcher.admission.waiting == 0
 
 
 async def test_a_request_longer_than_the_queue_is_answered(make: Make) -> None:
@@ -445,38 +415,6 @@ async def test_where_decoding_is_the_slower_part_its_pace_counts(make: Make) -> 
         assert refusal.value.retry_after_seconds == 1
         async with bench.batcher.reserve(time.monotonic() + 1.7):
             pass
-
-
-async def test_a_queue_that_was_full_is_kept_short_while_requests_are_refused(make: Make) -> None:
-    bench = await make(max_batch=1, queue_samples=8)
-    bench.engine.seconds = 0.6
-    await bench.ask(1.0)  # the pace is now known
-    bench.engine.seconds = 0.0
-    await _until(lambda: bench.batcher._running == 0)
-    soon = time.monotonic() + 60
-    places = [await bench.batcher.reserve(soon).__aenter__() for _ in range(8)]  # a burst may fill the queue
-    with pytest.raises(QueueFull):
-        bench.batcher.reserve(soon)
-    for place in places[:3]:
-        await place.__aexit__(None, None, None)
-    with pytest.raises(QueueFull) as refusal:  # there is room, but what waits takes three seconds
-        bench.batcher.reserve(soon)
-    assert refusal.value.retry_after_seconds in (3, 4)
-    for place in places[3:5]:
-        await place.__aexit__(None, None, None)
-    async with bench.batcher.reserve(soon):  # less than two
-        pass
-    for place in places[5:]:
-        await place.__aexit__(None, None, None)
-
-
-async def test_an_idle_engine_takes_any_deadline(make: Make) -> None:
-    bench = await make(max_batch=1)
-    bench.engine.seconds = 0.2
-    await bench.ask(1.0)
-    await _until(lambda: bench.batcher._running == 0)
-    async with bench.batcher.reserve(time.monotonic() + 0.1):  # the measured pace may be out of date: try
-        pass
 
 
 async def test_the_decoders_check_raises_once_the_client_left_or_the_deadline_passed(make: Make) -> None:

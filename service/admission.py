@@ -1,0 +1,81 @@
+"""Who is let into the queue before an engine. What could not be answered in time is refused while it is still cheap.
+
+A request counts as one sample from the start, and as more, up to a batch's worth, as far as it has them and the queue
+has room; the rest waits in its own hands. So the queue is bounded, and only a first sample can be refused. A burst may
+fill the queue; once it was full, it is kept short until nothing has had to be refused for a while, so that those who
+are let in under overload are answered soon, and the service is itself again soon after.
+"""
+
+import math
+import time
+
+from prometheus_client import Gauge
+
+from service.errors import DeadlineUnmeetable, NotReady, QueueFull
+from service.pace import Pace
+
+_SHORT_SECONDS = 2.0  # of waiting, while requests have to be refused
+_CAUTION = 1.2  # what is let in and comes too late has cost others their answer: paces may drop by so much
+
+
+class Admission:
+    """``waiting`` samples are in the queue, of which ``undecoded`` are requests that are but bytes yet; ``running``
+    ones are in the engine already. ``pace`` is learned by whoever decodes and runs; ``depth`` shows ``waiting``."""
+
+    def __init__(self, queue_samples: int, pace: Pace, depth: Gauge) -> None:
+        self.waiting = self.undecoded = self.running = 0
+        self.pace = pace
+        self._queue_samples, self._depth = queue_samples, depth
+        self._overloaded_until = -math.inf
+        self.closed: NotReady | None = None  # why nobody is let in any more
+
+    def enter(self, deadline: float) -> None:
+        """Counts a request that must be answered by ``deadline`` (monotonic seconds) and is not decoded yet.
+
+        Raises what ``check_room`` raises; ``DeadlineUnmeetable`` when what is ahead takes longer, by the pace measured
+        so far.
+        """
+        self.check_room()
+        ahead, patience = self._seconds_ahead(), deadline - time.monotonic()
+        needed = _CAUTION * (ahead + self.pace.seconds_of_one())
+        if self.waiting + self.running > 0 and needed > patience:
+            raise DeadlineUnmeetable(
+                f"with what is waiting it may take {needed * 1000:.0f} ms; "
+                f"the request may wait {patience * 1000:.0f} ms",
+                retry_after_seconds=max(1, math.ceil(ahead)),
+            )
+        self.undecoded += 1
+        self.recount(0, 1)
+
+    def has_room(self) -> bool:
+        """Whether a request would be let in, if only its deadline were far enough."""
+        if self.closed or self.waiting >= self._queue_samples:
+            return False
+        return time.monotonic() >= self._overloaded_until or self._seconds_ahead() <= _SHORT_SECONDS
+
+    def check_room(self) -> None:
+        """Raises ``QueueFull``, or what ``close`` was given."""
+        if self.closed:
+            raise self.closed
+        if not self.has_room():
+            self._overloaded_until = time.monotonic() + _SHORT_SECONDS
+            ahead = self._seconds_ahead()
+            raise QueueFull(
+                f"{self.waiting} samples are waiting, for about {ahead:.1f} s; QUEUE_SAMPLES is {self._queue_samples}",
+                retry_after_seconds=max(1, math.ceil(ahead)),
+            )
+
+    def recount(self, before: int, wanted: int) -> int:
+        """A request that counted as ``before`` samples would count as ``wanted``: as how many it does from now on."""
+        room = self._queue_samples - self.waiting + before
+        counted = min(wanted, max(1, room))
+        if counted != before:
+            self.waiting += counted - before
+            self._depth.set(self.waiting)
+        return counted
+
+    def close(self, reason: NotReady) -> None:
+        self.closed = self.closed or reason
+
+    def _seconds_ahead(self) -> float:
+        return self.pace.seconds_ahead(self.undecoded, self.waiting + self.running)
