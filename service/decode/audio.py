@@ -1,10 +1,12 @@
 """A sound: bytes -> float32 (T,), mono, at the rate that is asked for."""
 
 from collections.abc import Iterator
+from contextlib import suppress
+from typing import cast
 
 import av
 import numpy as np
-from av.audio.resampler import AudioResampler
+from av.filter import Graph
 from numpy.typing import NDArray
 
 from service.decode import Check, Limits, never
@@ -55,18 +57,46 @@ def _blocks(
     container: av.container.InputContainer, stream: av.AudioStream, limits: Limits, sample_rate_hz: int, check: Check
 ) -> Iterator[NDArray[np.float32]]:
     """Mono blocks at the wanted rate. Channels are averaged here: FFmpeg's own mix to mono would be 3 dB louder."""
-    # Interleaved: with eight planes, PyAV 18 reads past the list of their pointers, and the process may die of it.
-    resampler = AudioResampler(format="flt", rate=sample_rate_hz)
+    resampler: Graph | None = None
+    kind: tuple[str, str, int] | None = None
     samples = 0  # counted whole: sums of seconds round, and would refuse a sound of exactly MAX_SECONDS
     for frame in container.decode(stream):
         check()
         samples += frame.samples
         check_duration(samples / (frame.sample_rate or stream.rate), limits)
-        for resampled in resampler.resample(frame):
-            yield _mono(resampled)
-    if samples:
-        for resampled in resampler.resample(None):
-            yield _mono(resampled)
+        if resampler is None:
+            kind, resampler = _kind(frame), _resampler(frame, sample_rate_hz)
+        if _kind(frame) != kind:
+            raise CorruptMedia("the sound changes its rate, its channels or its coding on the way")
+        yield from _resampled(resampler, frame)
+    if resampler is not None:
+        yield from _resampled(resampler, None)
+
+
+def _kind(frame: av.AudioFrame) -> tuple[str, str, int]:
+    return frame.format.name, frame.layout.name, frame.sample_rate
+
+
+def _resampler(frame: av.AudioFrame, sample_rate_hz: int) -> Graph:
+    """For sounds like ``frame``, in the caller's thread: PyAV's AudioResampler starts one per core for each sound, for
+    longer than a spoken word takes. Interleaved: with eight planes, PyAV 18 reads past the list of their pointers, and
+    the process may die of it."""
+    format, layout, rate = _kind(frame)
+    graph = Graph()
+    graph.threads = 1
+    graph.link_nodes(
+        graph.add_abuffer(format=format, layout=layout, sample_rate=rate, time_base=frame.time_base),
+        graph.add("aformat", sample_fmts="flt", channel_layouts=layout, sample_rates=str(sample_rate_hz)),
+        graph.add("abuffersink"),
+    ).configure()
+    return graph
+
+
+def _resampled(resampler: Graph, frame: av.AudioFrame | None) -> Iterator[NDArray[np.float32]]:
+    resampler.push(frame)
+    with suppress(BlockingIOError, EOFError):  # all that there is so far, and at all
+        while True:
+            yield _mono(cast(av.AudioFrame, resampler.pull()))
 
 
 def _mono(frame: av.AudioFrame) -> NDArray[np.float32]:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import av
 import numpy as np
 from av.buffer import Buffer
+from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from service.decode import Check, Limits, never
@@ -46,8 +47,9 @@ def decode_video(
         aspect = _pixel_aspect(stream)
         frames: list[NDArray[np.uint8]] = []
         matrices: dict[int, bytes] = {}
+        scaler = VideoReformatter()  # one for all frames, of which each would make its own
         for frame, ticks in _at_rate(_shown_frames(container, stream, limits, check), frame_rate_hz):
-            frames += [_pixels(frame, shorter_side, aspect, matrices)] * ticks
+            frames += [_pixels(frame, scaler, shorter_side, aspect, matrices)] * ticks
     if not frames:
         raise CorruptMedia("the file holds no video frames")
     if any(frame.shape != frames[0].shape for frame in frames):
@@ -103,7 +105,9 @@ def _at_rate(shown: Iterator[_Shown], frame_rate_hz: float) -> Iterator[tuple[av
             yield current.frame, max(last, 1)
 
 
-def _pixels(frame: av.VideoFrame, shorter_side: int, aspect: float, matrices: dict[int, bytes]) -> NDArray[np.uint8]:
+def _pixels(
+    frame: av.VideoFrame, scaler: VideoReformatter, shorter_side: int, aspect: float, matrices: dict[int, bytes]
+) -> NDArray[np.uint8]:
     """Square pixels, upright, the shorter side as asked for, by FFmpeg's area-averaging scaler.
 
     ``matrices`` are the clip's display matrices seen so far, by the rotation that PyAV makes of each.
@@ -114,11 +118,13 @@ def _pixels(frame: av.VideoFrame, shorter_side: int, aspect: float, matrices: di
             f"its frames are {frame.width}x{frame.height}; one side may be up to {_MAX_ELONGATION} times the other"
         )
     scale = shorter_side / min(width, height)
-    scaled = frame.reformat(
+    scaled = scaler.reformat(
+        frame,
         width=max(shorter_side, round(width * scale)),
         height=max(shorter_side, round(height * scale)),
         format="rgb24",
         interpolation="AREA",
+        threads=1,  # it would start one per core
     )
     pixels: NDArray[np.uint8] = scaled.to_ndarray().astype(np.uint8, copy=False)
     # The small frame's side data, and not of every one: PyAV ties frames to them in a cycle, so that the memory of both
