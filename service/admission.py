@@ -8,6 +8,7 @@ are let in under overload are answered soon, and the service is itself again soo
 
 import math
 import time
+from collections.abc import Callable
 
 from prometheus_client import Gauge
 
@@ -22,10 +23,12 @@ class Admission:
     """``waiting`` samples are in the queue, of which ``undecoded`` are requests that are but bytes yet; ``running``
     ones are in the engine already. ``pace`` is learned by whoever decodes and runs; ``depth`` shows ``waiting``."""
 
-    def __init__(self, queue_samples: int, pace: Pace, depth: Gauge) -> None:
+    def __init__(
+        self, queue_samples: int, pace: Pace, depth: Gauge, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.waiting = self.undecoded = self.running = 0
         self.pace = pace
-        self._queue_samples, self._depth = queue_samples, depth
+        self._queue_samples, self._depth, self._clock = queue_samples, depth, clock
         self._overloaded_until = -math.inf
         self.closed: NotReady | None = None  # why nobody is let in any more
 
@@ -36,7 +39,7 @@ class Admission:
         so far.
         """
         self.check_room()
-        ahead, patience = self._seconds_ahead(), deadline - time.monotonic()
+        ahead, patience = self._seconds_ahead(), deadline - self._clock()
         needed = _CAUTION * (ahead + self.pace.seconds_of_one())
         if self.waiting + self.running > 0 and needed > patience:
             raise DeadlineUnmeetable(
@@ -51,19 +54,27 @@ class Admission:
         """Whether a request would be let in, if only its deadline were far enough."""
         if self.closed or self.waiting >= self._queue_samples:
             return False
-        return time.monotonic() >= self._overloaded_until or self._seconds_ahead() <= _SHORT_SECONDS
+        return self._clock() >= self._overloaded_until or self._seconds_ahead() <= _SHORT_SECONDS
 
     def check_room(self) -> None:
         """Raises ``QueueFull``, or what ``close`` was given."""
-        if self.closed:
-            raise self.closed
         if not self.has_room():
-            self._overloaded_until = time.monotonic() + _SHORT_SECONDS
-            ahead = self._seconds_ahead()
-            raise QueueFull(
-                f"{self.waiting} samples are waiting, for about {ahead:.1f} s; QUEUE_SAMPLES is {self._queue_samples}",
-                retry_after_seconds=max(1, math.ceil(ahead)),
-            )
+            raise self.refuse()
+
+    def refuse(self) -> QueueFull | NotReady:
+        """What a request is told for which there is no room; for a while after it, the queue is kept short."""
+        if self.closed:
+            return self.closed
+        self._overloaded_until = self._clock() + _SHORT_SECONDS
+        ahead = self._seconds_ahead()
+        return QueueFull(
+            f"{self.waiting} samples are waiting, for about {ahead:.1f} s; QUEUE_SAMPLES is {self._queue_samples}",
+            retry_after_seconds=max(1, math.ceil(ahead)),
+        )
+
+    def decoded(self) -> None:
+        """One of the requests is no longer but bytes, or never will be."""
+        self.undecoded -= 1
 
     def recount(self, before: int, wanted: int) -> int:
         """A request that counted as ``before`` samples would count as ``wanted``: as how many it does from now on."""

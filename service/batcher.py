@@ -1,13 +1,14 @@
 """Samples -> batches -> samples.
 
-A request takes a *place* before its media is decoded (``admission`` says who gets one). It has its *turn* to be decoded
-when fewer than a batch's worth of requests are decoded already: until then it is but the bytes that came, and costs
-nothing if its client gives up. Its samples then stand in line with those of all others. Whenever the engine is free it
-takes a batch, however small, once what has arrived by then is decoded: no clock is waited for, and batches grow by
-themselves when samples come faster than the engine takes them. (``isolation`` runs it.) What still waits when the block
-is left, by an answer, an error, the deadline or a client that went away, never runs.
+A request takes a *place* before its media is decoded; ``admission`` says who gets one. It has its *turn* to be decoded
+when fewer than a batch's worth of requests are decoded already (one more for each decoder, where decoding is slow):
+until then it is but the bytes that came, and costs nothing if its client gives up. Its samples then stand in line with
+those of all others. Whenever the engine is free it takes a batch, however small, once what has arrived by then is
+decoded: no clock is waited for, and batches grow by themselves when samples come faster than the engine takes them.
+``isolation`` runs it. What still waits when the block is left, by an answer, an error, the deadline or a client that
+went away, never runs.
 
-    async with batcher.reserve(deadline) as place:     QueueFull, DeadlineUnmeetable: nothing was done
+    async with batcher.reserve(deadline) as place:     QueueFull, DeadlineUnmeetable, NotReady: nothing was done
         await place.turn()                             DeadlineExceeded, at the deadline, wherever it is
         samples = …
         result = await place.run(samples)              InternalError, NotReady
@@ -133,12 +134,18 @@ class Entry(NamedTuple):
     number: int  # among its request's samples
     sample: Sample
 
+    def tell(self, ran: Ran | None) -> None:
+        if ran:
+            self.place.answer(self.number, ran)
+        else:
+            self.place.fail(InternalError("the model failed on this sample"))
+
 
 class Batcher:
     """The queue before one engine, and the task that empties it. All methods belong to one event loop.
 
-    ``decoders`` is how many requests are decoded at a time. ``broken`` is called once, when the engine answers not even
-    a blank sample any more.
+    ``admission`` may be asked for room before there is anything to reserve it for. ``decoders`` is how many requests
+    are decoded at a time. ``broken`` is called once, when the engine answers not even a blank sample any more.
     """
 
     def __init__(
@@ -151,8 +158,9 @@ class Batcher:
         decoders: int,
         broken: Callable[[], None],
     ) -> None:
-        self.admission = Admission(queue_samples, Pace(decoders), series.queue_depth)
-        self._engine, self._broken, self._max_batch = Isolated(engine, series), broken, max_batch
+        pace = Pace(decoders)
+        self.admission = Admission(queue_samples, pace, series.queue_depth)
+        self._engine, self._broken, self._max_batch = Isolated(engine, series, pace.inference), broken, max_batch
         self._quick = Turns(lambda: self._ready < max_batch)
         self._slow = Turns(lambda: self._ready + self._decoding < max_batch + decoders)
         self._lines: OrderedDict[Shape, deque[Place]] = OrderedDict()
@@ -236,26 +244,16 @@ class Batcher:
     async def _run(self, batch: list[Entry]) -> None:
         self.admission.running = len(batch)
         try:
-            answers = await self._engine.run([entry.sample for entry in batch])
+            async for number, ran in self._engine.run([entry.sample for entry in batch]):
+                batch[number].tell(ran)
         except EngineBroken:
             reason = NotReady("the engine failed; the worker starts afresh", retry_after_seconds=10)
             self._end(reason)
             for entry in batch:
                 entry.place.fail(reason)
             self._broken()
-        else:
-            self._answer(batch, answers)
         finally:
             self.admission.running = 0
-
-    def _answer(self, batch: list[Entry], answers: list[Ran | None]) -> None:
-        for run in {ran.run for ran in answers if ran}:
-            self.admission.pace.inference.add(run.seconds / run.size)
-        for entry, ran in zip(batch, answers, strict=True):
-            if ran:
-                entry.place.answer(entry.number, ran)
-            else:
-                entry.place.fail(InternalError("the model failed on this sample"))
 
     def _end(self, reason: NotReady) -> None:
         self.admission.close(reason)
@@ -269,7 +267,7 @@ class Batcher:
     def _decoded(self, place: Place) -> None:
         if not place.decoded:
             place.decoded = True
-            self.admission.undecoded -= 1
+            self.admission.decoded()
             self._give_turns()
 
     def _give_turns(self) -> None:

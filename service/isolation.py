@@ -3,7 +3,7 @@ alone are failed. If even a blank sample fails then, the engine is broken, and t
 
 import asyncio
 import logging
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from service.engine import Outputs
 from service.metrics import ModelSeries
+from service.pace import Mean
 from service.stopwatch import Run, now
 from service.threads import workers
 
@@ -39,33 +40,54 @@ class Ran(NamedTuple):
 
 
 class Isolated:
-    """An engine in a thread of its own, whose series say what it did."""
+    """An engine in a thread of its own. Its series and its pace, in seconds a sample, say what it did for clients."""
 
-    def __init__(self, engine: Runner, series: ModelSeries) -> None:
-        self._engine, self._series = engine, series
+    def __init__(self, engine: Runner, series: ModelSeries, pace: Mean) -> None:
+        self._engine, self._series, self._pace = engine, series, pace
         self._thread = workers(1, "engine")
 
-    async def run(self, samples: Sequence[Sample]) -> list[Ran | None]:
-        """What became of every sample of one batch, in order; None of one that fails alone. Raises ``EngineBroken``."""
+    async def run(self, samples: Sequence[Sample]) -> AsyncIterator[tuple[int, Ran | None]]:
+        """Each sample's number and what became of it, as soon as it is known: None of one that fails alone. Raises
+        ``EngineBroken``, having answered nobody."""
         try:
-            return [*await self._batch(samples)]
+            batch = await self._batch(samples)
         except Exception:  # an engine may fail in any way; none of them may stop the others' answers
             logger.exception("a batch of %d failed; its samples run alone", len(samples))
-        answers = [await self._alone(sample) for sample in samples]
-        if not any(answers) and not await self._alone(self._engine.blank()):
+        else:
+            for answer in enumerate(batch):
+                yield answer
+            return
+        failed: list[int] = []
+        for number, sample in enumerate(samples):
+            try:
+                (ran,) = await self._batch([sample])
+            except Exception:  # as above
+                failed.append(number)
+            else:
+                yield number, ran
+        if len(failed) == len(samples) and not await self._answers_blank():
             raise EngineBroken
-        return answers
+        for number in failed:
+            yield number, None
 
     def close(self) -> None:
         self._thread.shutdown(wait=False)
 
-    async def _alone(self, sample: Sample) -> Ran | None:
-        try:
-            return (await self._batch([sample]))[0]
-        except Exception:  # as above
-            return None
-
     async def _batch(self, samples: Sequence[Sample]) -> list[Ran]:
+        outputs, run = await self._timed(samples)
+        self._pace.add(run.seconds / run.size)
+        self._series.batch_size.observe(run.size)
+        self._series.samples.inc(run.size)
+        return [Ran(output, run) for output in outputs]
+
+    async def _answers_blank(self) -> bool:
+        try:
+            await self._timed([self._engine.blank()])
+        except Exception:  # as above
+            return False
+        return True
+
+    async def _timed(self, samples: Sequence[Sample]) -> tuple[list[Outputs], Run]:
         began = now()
         try:
             outputs = await asyncio.get_running_loop().run_in_executor(self._thread, self._engine.run, samples)
@@ -76,6 +98,4 @@ class Isolated:
             raise
         run = Run(began, now() - began, len(samples), self._engine.padded_size(len(samples)))
         self._series.engine_seconds.inc(run.seconds)
-        self._series.batch_size.observe(run.size)
-        self._series.samples.inc(run.size)
-        return [Ran(output, run) for output in outputs]
+        return outputs, run

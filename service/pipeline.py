@@ -76,7 +76,8 @@ class Pipeline:
         what could not be answered anyway."""
         admissions = self._admissions.get(task, [])
         if admissions and not any(admission.has_room() for admission in admissions):
-            admissions[0].check_room()
+            refusals = [admission.refuse() for admission in admissions]
+            raise refusals[0]
 
     async def answer(
         self,

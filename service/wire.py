@@ -64,15 +64,21 @@ class Protocol(HttpToolsProtocol):
         super().on_message_begin()
         self.scope["extensions"] = {_LEFT: self._left}  # type: ignore[dict-item]
 
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        # It ended the timer for connections at rest, which only answers start. After what was answered before its body
+        # was all there none may ever come.
+        answered = self.cycle is not None and self.cycle.response_complete
+        at_rest = answered and self in self.connections and not self.transport.is_closing()
+        if at_rest and self.timeout_keep_alive_task is None:
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
+
     def on_message_complete(self) -> None:
         super().on_message_complete()
         if not self.pipeline:  # nobody asks for more of the body, which would go on reading what was paused
             self.flow.resume_reading()
-        answered = self.cycle is not None and self.cycle.response_complete  # before it was all there
-        if answered and self.timeout_keep_alive_task is None:  # what came since has ended it
-            self.timeout_keep_alive_task = self.loop.call_later(
-                self.timeout_keep_alive, self.timeout_keep_alive_handler
-            )
 
 
 def left(scope: MutableMapping[str, Any]) -> asyncio.Future[None] | None:

@@ -13,15 +13,18 @@ from service.isolation import Sample
 from service.metrics import ModelSeries
 
 POISON = 255.0
+LAST = 99.0
 
 
 class Doubler:
-    """An engine that doubles, remembers its batches, and fails on poison. ``gate`` closed, it waits."""
+    """An engine that doubles, remembers its batches, and fails on poison. ``gate`` closed, it waits; before it answers
+    LAST alone, for ``last``."""
 
     def __init__(self) -> None:
         self.batches: list[list[float]] = []
         self.gate = asyncio.Event()
         self.gate.set()
+        self.last = asyncio.Event()
         self.broken = False
         self.seconds = 0.0
         self._loop = asyncio.get_running_loop()
@@ -30,6 +33,8 @@ class Doubler:
         asyncio.run_coroutine_threadsafe(_wait(self.gate), self._loop).result(timeout=20)
         time.sleep(self.seconds)
         values = [float(sample.flat[0]) for sample in samples]
+        if values == [LAST]:
+            asyncio.run_coroutine_threadsafe(_wait(self.last), self._loop).result(timeout=20)
         assert len({sample.shape for sample in samples}) == 1
         self.batches.append(values)
         if self.broken or POISON in values:
@@ -86,6 +91,8 @@ async def make() -> AsyncIterator[Make]:
     for bench in made:
         bench.engine.gate.set()
         await bench.batcher.close()
+        queue = bench.batcher.admission
+        assert (queue.waiting, queue.undecoded, queue.running, bench.batcher._ready) == (0, 0, 0, 0), "nothing leaks"
 
 
 async def _until(condition: Callable[[], bool]) -> None:
@@ -248,6 +255,23 @@ async def test_a_lone_request_does_not_wait_for_company(make: Make) -> None:
     bench = await make(max_batch=32)
     assert await bench.ask(3.0, seconds=5) == [6.0]
     assert bench.engine.batches == [[3.0]]
+
+
+async def test_the_good_samples_of_a_failed_batch_do_not_wait_for_one_another(make: Make) -> None:
+    bench = await make(max_batch=8)
+    bench.engine.gate.clear()
+    first = asyncio.create_task(bench.ask(0.0))
+    await _until(lambda: bench.batcher.admission.running == 1)
+    good, bad, last = (asyncio.create_task(bench.ask(value)) for value in (1.0, POISON, LAST))
+    await _until(lambda: bench.batcher._ready == 3)
+    bench.engine.gate.set()
+    await first
+    assert await good == [2.0]
+    assert not last.done()
+    bench.engine.last.set()
+    with pytest.raises(InternalError):
+        await bad
+    assert await last == [2 * LAST]
 
 
 async def test_a_long_request_takes_turns_with_short_ones(make: Make) -> None:

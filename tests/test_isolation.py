@@ -7,8 +7,9 @@ import pytest
 from prometheus_client import REGISTRY
 
 from service.engine import Outputs
-from service.isolation import EngineBroken, Isolated, Sample
+from service.isolation import EngineBroken, Isolated, Ran, Sample
 from service.metrics import ModelSeries
+from service.pace import Mean
 
 POISON = 255.0
 
@@ -45,14 +46,18 @@ def engine() -> Doubler:
 
 @pytest.fixture
 def isolated(engine: Doubler) -> Iterator[Isolated]:
-    isolated = Isolated(engine, ModelSeries("isolated:1"))
+    isolated = Isolated(engine, ModelSeries("isolated:1"), Mean())
     yield isolated
     isolated.close()
 
 
+async def _ran(isolated: Isolated, *values: float) -> dict[int, Ran | None]:
+    return {number: ran async for number, ran in isolated.run([np.full(1, value) for value in values])}
+
+
 async def _answers(isolated: Isolated, *values: float) -> list[float | None]:
-    answers = await isolated.run([np.full(1, value) for value in values])
-    return [float(answer.outputs[0].flat[0]) if answer else None for answer in answers]
+    ran = await _ran(isolated, *values)
+    return [float(answer.outputs[0].flat[0]) if (answer := ran[number]) else None for number in range(len(values))]
 
 
 def _series(name: str) -> float:
@@ -60,10 +65,10 @@ def _series(name: str) -> float:
 
 
 async def test_a_batch_runs_at_once_in_the_engines_thread(engine: Doubler, isolated: Isolated) -> None:
-    answers = await isolated.run([np.full(1, value) for value in (1.0, 2.0, 3.0)])
+    ran = await _ran(isolated, 1.0, 2.0, 3.0)
     assert engine.batches == [[1.0, 2.0, 3.0]]
     assert threading.current_thread().name not in engine.threads and len(engine.threads) == 1
-    (run,) = {answer.run for answer in answers if answer}
+    (run,) = {answer.run for answer in ran.values() if answer}
     assert (run.size, run.padded_size) == (3, 4)
 
 
@@ -75,16 +80,25 @@ async def test_one_bad_sample_fails_alone(engine: Doubler, isolated: Isolated) -
     assert _series("samples_total") - samples == 2
 
 
+async def test_each_is_told_as_soon_as_it_is_known(engine: Doubler, isolated: Isolated) -> None:
+    told = {
+        number: len(engine.batches) async for number, _ in isolated.run([np.full(1, v) for v in (1.0, POISON, 3.0)])
+    }
+    assert told == {0: 2, 2: 4, 1: 4}
+
+
 async def test_a_bad_sample_by_itself_does_not_count_as_a_broken_engine(isolated: Isolated) -> None:
+    samples = _series("samples_total")
     assert await _answers(isolated, POISON) == [None]
     assert await _answers(isolated, POISON, POISON) == [None, None]
+    assert _series("samples_total") == samples, "the blank one is nobody's"
     assert await _answers(isolated, 1.0) == [2.0]
 
 
 async def test_an_engine_that_answers_not_even_a_blank_sample_is_broken(engine: Doubler, isolated: Isolated) -> None:
     engine.broken = True
     with pytest.raises(EngineBroken):
-        await isolated.run([np.ones(1)] * 2)
+        await _ran(isolated, 1.0, 1.0)
     assert engine.batches == [[1.0, 1.0], [1.0], [1.0], [0.0]]
 
 

@@ -7,6 +7,7 @@ from typing import cast
 
 import pytest
 
+from service.admission import Admission
 from service.cards import ModelCard
 from service.catalogue import LoadedModel
 from service.engine import Engine
@@ -50,6 +51,12 @@ async def pipeline(tmp_path: Path) -> AsyncIterator[Pipeline]:
     await built.close()
 
 
+async def _until(queue: Admission, *, running: int, waiting: int) -> None:
+    async with asyncio.timeout(10):
+        while (queue.running, queue.waiting) != (running, waiting):
+            await asyncio.sleep(0.001)
+
+
 async def test_a_task_has_room_until_the_queue_of_every_model_is_full(pipeline: Pipeline) -> None:
     def ask(model: str) -> "asyncio.Task[object]":
         card = pipeline.catalogue.find("classify", model)
@@ -58,12 +65,13 @@ async def test_a_task_has_room_until_the_queue_of_every_model_is_full(pipeline: 
 
     asked = []
     for model in ("second", "first"):
+        queue = pipeline._batchers[pipeline.catalogue.find("classify", model).key].admission
         pipeline.check_room("classify")
         asked.append(ask(model))  # one that runs, and so counts no more
-        await asyncio.sleep(0.05)
+        await _until(queue, running=1, waiting=0)
         pipeline.check_room("classify")
         asked.append(ask(model))
-        await asyncio.sleep(0.05)
+        await _until(queue, running=1, waiting=1)
     with pytest.raises(QueueFull, match="1 samples are waiting"):
         pipeline.check_room("classify")
     pipeline.check_room("audio")

@@ -167,19 +167,34 @@ async def test_the_scope_tells_when_the_client_has_left(size: int) -> None:
         await left.wait()
 
 
-async def test_a_connection_whose_request_was_answered_early_ends_when_nothing_comes() -> None:
-    async def hasty(scope: Scope, receive: Receive, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 503, "headers": [(b"content-length", b"0")]})
-        await send({"type": "http.response.body", "body": b""})
+async def _hasty(scope: Scope, receive: Receive, send: Send) -> None:
+    """Answers before the body is there; /patiently after two seconds."""
+    if scope["path"] == "/patiently":
+        await asyncio.sleep(2)
+    await send({"type": "http.response.start", "status": 503, "headers": [(b"content-length", b"0")]})
+    await send({"type": "http.response.body", "body": b""})
 
-    async with _serving(wire.Protocol, hasty, patience=1) as port, asyncio.timeout(20):
+
+@pytest.mark.parametrize("sent", [100, 50_000, 200_000], ids=["head", "half", "all"])
+async def test_a_connection_whose_request_was_answered_early_ends_when_nothing_comes(sent: int) -> None:
+    async with _serving(wire.Protocol, _hasty, patience=1) as port, asyncio.timeout(20):
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         request = _post("/", bytes(100_000))
-        for _ in range(2):  # it is kept for the next
-            writer.write(request[:200])
+        for end in (len(request), sent):  # it is kept for the next
+            writer.write(request[:100])
             assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 503 ")
-            writer.write(request[200:])
+            writer.write(request[100:end])
         assert await reader.read() == b""
+        writer.close()
+
+
+async def test_a_request_that_comes_with_the_rest_of_one_that_was_answered_early_is_answered() -> None:
+    async with _serving(wire.Protocol, _hasty, patience=1) as port, asyncio.timeout(20):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write((early := _post("/", bytes(1_000)))[:100])
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(early[100:] + _post("/patiently", b""))
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 503 ")
         writer.close()
 
 
