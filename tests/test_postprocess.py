@@ -2,6 +2,7 @@ import base64
 import io
 import json
 
+import av
 import numpy as np
 import pytest
 from PIL import Image
@@ -59,6 +60,24 @@ def test_a_segments_score_is_the_mean_probability_of_its_pixels() -> None:
     expected = np.zeros((8, 12), np.uint8)
     expected[:, :6] = 255
     np.testing.assert_array_equal(_mask(found[1].mask), expected)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 1000), (1000, 1), (37, 53), (700, 900)])
+def test_a_mask_is_a_grey_png_that_others_read(size: tuple[int, int]) -> None:
+    rng = np.random.default_rng(size[0])
+    mask = rng.integers(0, 2, size, np.uint8)
+    mask[: size[0] // 2] = 0
+    for entry in segments(mask, np.ones(size, np.float32), Region(0, 0, *size), size, CARD, 0.0):
+        encoded = base64.b64decode(entry.mask)
+        with Image.open(io.BytesIO(encoded)) as image:
+            image.verify()  # each chunk's checksum
+        with Image.open(io.BytesIO(encoded)) as image:
+            assert image.mode == "L"
+        expected = (mask == CARD.categories.index(entry.label)) * np.uint8(255)
+        np.testing.assert_array_equal(_mask(entry.mask), expected)
+        with av.open(io.BytesIO(encoded), "r", format="png_pipe") as container:  # FFmpeg's own reader
+            (frame,) = container.decode(video=0)
+        np.testing.assert_array_equal(frame.to_ndarray(format="gray"), expected)
 
 
 def test_the_padding_is_no_part_of_the_answer() -> None:
