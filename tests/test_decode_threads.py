@@ -10,12 +10,25 @@ import pytest
 from service.decode import Limits
 from service.decode.audio import decode_audio
 from service.decode.video import decode_video
+from tests import media
 
-SAMPLES = Path(__file__).resolve().parent.parent / "samples"
-CLIP, SOUND = (SAMPLES / "pan-left.mp4").read_bytes(), (SAMPLES / "seven.wav").read_bytes()
-DECODING: dict[str, Callable[[], object]] = {
-    "video": lambda: decode_video(CLIP, Limits(), frame_rate_hz=8, shorter_side=64),
-    "audio": lambda: decode_audio(SOUND, Limits(), sample_rate_hz=8_000),
+
+def _clip(codec: str) -> Callable[[], object]:
+    data = media.clip(media.numbered(25, 64, 96, step=8), "mp4", codec)
+    return lambda: decode_video(data, Limits(), frame_rate_hz=8, shorter_side=32)
+
+
+def _sound(container: str, codec: str) -> Callable[[], object]:
+    data = media.encoded_sound(media.sine(1000, 0.8, 44_100, (0.5, 0.5)), 44_100, container, codec)
+    return lambda: decode_audio(data, Limits(), sample_rate_hz=8_000)
+
+
+DECODING: dict[str, Callable[[], Callable[[], object]]] = {
+    "H.264": lambda: _clip("libx264"),
+    "VP9": lambda: _clip("libvpx-vp9"),
+    "AV1": lambda: _clip("libsvtav1"),
+    "WAV": lambda: _sound("wav", "pcm_s16le"),
+    "FLAC": lambda: _sound("flac", "flac"),
 }
 
 
@@ -24,8 +37,9 @@ def _threads() -> int:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only /proc knows the threads that are not Python's")
-@pytest.mark.parametrize("decode", DECODING.values(), ids=DECODING)
-def test_media_are_decoded_in_the_callers_thread(decode: Callable[[], object]) -> None:
+@pytest.mark.parametrize("make", DECODING.values(), ids=DECODING)
+def test_media_are_decoded_in_the_callers_thread(make: Callable[[], Callable[[], object]]) -> None:
+    decode = make()
     decode()  # what is started once may stay
     over = threading.Event()
 

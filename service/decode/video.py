@@ -41,7 +41,7 @@ def decode_video(
         stream = container.streams.video[0]
         check_codec(stream)
         stream.codec_context.options = {"max_pixels": str(limits.max_frame_pixels)}
-        stream.thread_type = "NONE"  # parallelism is between requests; frame threads double the memory
+        stream.codec_context.thread_count = 1  # parallelism is between requests; frame threads double the memory
         _check_frame_size(stream.codec_context.width, stream.codec_context.height, limits)
         check_duration(declared_seconds(container), limits)
         aspect = _pixel_aspect(stream)
