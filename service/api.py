@@ -127,7 +127,9 @@ async def answer_request(request: Request, task: Task) -> Response:
     pipeline.check_room(task)
     inputs = await read_inputs(request, settings)
     received = time.monotonic()
-    parameters = parse_parameters(_PARAMETERS[task], request.query_params, inputs.parameters, settings.timeout_ms)
+    parameters = parse_parameters(
+        _PARAMETERS[task], request.scope["query_string"], inputs.parameters, settings.timeout_ms
+    )
     form = _form(request, parameters, len(inputs.uploads))
     card = pipeline.catalogue.find(task, parameters.model)
     visit(request.scope).model = card.key

@@ -5,6 +5,7 @@ when fewer than a batch's worth of requests are decoded already (one more for ea
 until then it is but the bytes that came, and costs nothing if its client gives up. Its samples then stand in line with
 those of all others. Whenever the engine is free it takes a batch, however small, once what has arrived by then is
 decoded: no clock is waited for, and batches grow by themselves when samples come faster than the engine takes them.
+On a CPU, what decodes quickly is decoded between two batches: meanwhile each would push the other out of the caches.
 ``isolation`` runs it. What still waits when the block is left, by an answer, an error, the deadline or a client that
 went away, never runs.
 
@@ -144,8 +145,9 @@ class Entry(NamedTuple):
 class Batcher:
     """The queue before one engine, and the task that empties it. All methods belong to one event loop.
 
-    ``admission`` may be asked for room before there is anything to reserve it for. ``decoders`` is how many requests
-    are decoded at a time. ``broken`` is called once, when the engine answers not even a blank sample any more.
+    ``admission`` may be asked for room before there is anything to reserve it for. ``on_cpu`` says that the engine
+    computes on the cores that decode, ``decoders`` how many requests are decoded at a time where that is slow.
+    ``broken`` is called once, when the engine answers not even a blank sample any more.
     """
 
     def __init__(
@@ -155,13 +157,14 @@ class Batcher:
         *,
         max_batch: int,
         queue_samples: int,
+        on_cpu: bool,
         decoders: int,
         broken: Callable[[], None],
     ) -> None:
         pace = Pace(decoders)
         self.admission = Admission(queue_samples, pace, series.queue_depth)
         self._engine, self._broken, self._max_batch = Isolated(engine, series, pace.inference), broken, max_batch
-        self._quick = Turns(lambda: self._ready < max_batch)
+        self._quick = Turns(lambda: self._ready < max_batch and not (on_cpu and self.admission.running))
         self._slow = Turns(lambda: self._ready + self._decoding < max_batch + decoders)
         self._lines: OrderedDict[Shape, deque[Place]] = OrderedDict()
         self._ready = 0  # requests that are decoded, and of which no sample has run
@@ -215,8 +218,8 @@ class Batcher:
         CPU this takes no time from the engine: the event loop would go first anyway."""
         queue = self.admission
         quiet = 0 if queue.waiting > 1 else _QUIET_TURNS
-        for _ in range(self._max_batch):
-            if quiet >= _QUIET_TURNS or queue.waiting - queue.undecoded >= self._max_batch:
+        for _ in range(self._max_batch + _QUIET_TURNS):  # there may be no end of what cannot be decoded
+            if quiet >= _QUIET_TURNS or self._ready >= self._max_batch:
                 break
             before = (queue.waiting, queue.undecoded)
             await asyncio.sleep(0)
@@ -254,6 +257,7 @@ class Batcher:
             self._broken()
         finally:
             self.admission.running = 0
+            self._give_turns()
 
     def _end(self, reason: NotReady) -> None:
         self.admission.close(reason)

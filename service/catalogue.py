@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterable
 from typing import NamedTuple
 
-from service.cards import ModelCard, Task
+from service.cards import Complexity, ModelCard, Task
 from service.engine import CPU, MAX_BATCH_GPU, Engine
 from service.errors import ModelNotFound, ModelRefused, TaskNotServed
 from service.metrics import MODEL_INFO, MODEL_LOAD_FAILURES
@@ -13,10 +13,13 @@ from service.settings import Settings, SettingsError
 
 logger = logging.getLogger("convserve.catalogue")
 
-# On a CPU a batch spares what every run costs beside its arithmetic, some 0.1 ms: more than this much arithmetic, some
-# 0.1 s, spares nothing, takes more memory and keeps others waiting; with less, more of those who wait are left over for
-# a second batch. `make tune` finds the best for a machine.
-_MACS_CPU = 4e9
+# On a CPU a batch spares two things. What every run costs beside its arithmetic, some 0.1 ms: with more than this much
+# of it, some 0.1 s, nothing is spared any more, more memory is taken and others are kept waiting; with less, more of
+# those who wait are left over for a second batch. And reading the weights from memory, which takes as long as some ten
+# MACs with each: where they are many, a batch is larger, until that is below a fiftieth. `make tune` finds the best for
+# a machine.
+_MACS_CPU, _MOST_MACS_CPU = 4e9, 16e9
+_USES_OF_A_WEIGHT_CPU = 640
 _MAX_BATCH_CPU = 64
 
 
@@ -91,8 +94,13 @@ def _max_batch(card: ModelCard, engine: Engine, settings: Settings) -> int:
     if stated := settings.stated_batch(card.name):
         return stated
     if engine.provider == CPU:
-        return min(_MAX_BATCH_CPU, max(1, round(_MACS_CPU / max(1, card.complexity.macs * card.complexity.views))))
+        return _max_batch_cpu(card.complexity)
     return MAX_BATCH_GPU[card.task]
+
+
+def _max_batch_cpu(complexity: Complexity) -> int:
+    macs = max(_MACS_CPU, min(_USES_OF_A_WEIGHT_CPU * complexity.parameters, _MOST_MACS_CPU))
+    return min(_MAX_BATCH_CPU, max(1, round(macs / max(1, complexity.macs * complexity.views))))
 
 
 class Catalogue:

@@ -126,12 +126,22 @@ def _json(body: bytes) -> Inputs:
     return Inputs([Upload("", data)], {name: value for name, value in parameters.items() if value is not None})
 
 
-def parse_parameters(
-    kind: type[Parameters], query: QueryParams, in_json: dict[str, Any], max_timeout_ms: int
-) -> Parameters:
+def parse_parameters(kind: type[Parameters], query: bytes, in_json: dict[str, Any], max_timeout_ms: int) -> Parameters:
     """Query string and JSON together; what both give, the JSON decides. Raises ``InvalidParameter`` with the name."""
-    if not query and not in_json:
-        return _by_default(kind)
+    if in_json:
+        return _parsed(kind, query, in_json, max_timeout_ms)
+    return _from_query(kind, query, max_timeout_ms)
+
+
+@functools.lru_cache(
+    64
+)  # most requests ask for what others have asked for; parameters are frozen, so they can share it
+def _from_query(kind: type[Parameters], query: bytes, max_timeout_ms: int) -> Parameters:
+    return _parsed(kind, query, {}, max_timeout_ms)
+
+
+def _parsed(kind: type[Parameters], query_string: bytes, in_json: dict[str, Any], max_timeout_ms: int) -> Parameters:
+    query = QueryParams(query_string)
     names = [name for name, _ in query.multi_items()]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise InvalidParameter(f"the parameter {twice[:80]!r} is given twice")
@@ -145,11 +155,6 @@ def parse_parameters(
     if parameters.timeout_ms is not None and parameters.timeout_ms > max_timeout_ms:
         raise InvalidParameter(f"'timeout_ms' is {parameters.timeout_ms}; TIMEOUT_MS allows {max_timeout_ms}")
     return parameters
-
-
-@functools.cache
-def _by_default(kind: type[Parameters]) -> Parameters:
-    return kind()  # frozen, so that all requests can share it
 
 
 def _explained(error: ValidationError, kind: type[Parameters]) -> str:

@@ -14,6 +14,7 @@ from service.decode import Limits, audio, image
 from service.decode.audio import decode_audio
 from service.decode.image import Picture, decode_image
 from service.decode.video import decode_video
+from service.engine import CPU
 from service.errors import EmptyBody
 from service.metrics import ModelSeries
 from service.preprocess import ImageSample, Windows, audio_windows, decoded_shorter_side, image_sample, video_windows
@@ -60,6 +61,7 @@ class Pipeline:
                 ModelSeries(model.card.key),
                 max_batch=model.max_batch,
                 queue_samples=settings.queue_samples,
+                on_cpu=model.engine.provider == CPU,
                 decoders=threads,
                 broken=broken,
             )

@@ -33,7 +33,9 @@ def predictions(probabilities: NDArray[np.float32], categories: tuple[str, ...],
 
 def whole(probabilities: NDArray[np.float32], windows: Windows) -> NDArray[np.float32]:
     """(windows, C) -> (C,), the mean by the windows' weights."""
-    return np.average(probabilities, axis=0, weights=windows.weights).astype(np.float32)
+    weights = windows.weights / windows.weights.sum()
+    mean: NDArray[np.float64] = weights @ probabilities
+    return mean.astype(np.float32)
 
 
 def timeline(probabilities: NDArray[np.float32], windows: Windows, categories: tuple[str, ...], top_k: int) -> Timeline:

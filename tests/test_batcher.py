@@ -2,6 +2,7 @@ import asyncio
 import math
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -55,7 +56,7 @@ async def _wait(gate: asyncio.Event) -> None:
 class Bench:
     """A batcher over a Doubler, with short calls for what tests do."""
 
-    def __init__(self, max_batch: int = 4, queue_samples: int = 64) -> None:
+    def __init__(self, max_batch: int = 4, queue_samples: int = 64, on_cpu: bool = False) -> None:
         self.engine = Doubler()
         self.given_up = 0
         self.batcher = Batcher(
@@ -63,6 +64,7 @@ class Bench:
             ModelSeries("test:1"),
             max_batch=max_batch,
             queue_samples=queue_samples,
+            on_cpu=on_cpu,
             decoders=2,
             broken=self._give_up,
         )
@@ -83,7 +85,7 @@ Make = Callable[..., Awaitable[Bench]]
 async def make() -> AsyncIterator[Make]:
     made: list[Bench] = []
 
-    async def build(**options: int) -> Bench:
+    async def build(**options: Any) -> Bench:
         made.append(Bench(**options))
         return made[-1]
 
@@ -221,6 +223,42 @@ async def test_what_cannot_be_decoded_makes_room_for_others(make: Make) -> None:
 
     answers = await asyncio.gather(*(ask() for _ in range(20)), return_exceptions=True)
     assert [str(answer) for answer in answers] == ["corrupt"] * 20
+
+
+async def test_on_a_cpu_quick_media_are_decoded_between_two_batches(make: Make) -> None:
+    bench = await make(max_batch=4, on_cpu=True)
+    requests, asking = await _kept_waiting(bench, 7, quick=True)
+    assert requests.decoded == [0.0, 1.0, 2.0, 3.0], "a batch of those that came at once, and nothing beside it"
+    bench.engine.gate.set()
+    assert await asyncio.gather(*asking) == [[2.0 * number] for number in range(7)]
+    assert bench.engine.batches == [[0.0, 1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]
+
+
+async def test_on_a_cpu_threads_decode_beside_the_engine(make: Make) -> None:
+    bench = await make(max_batch=1, on_cpu=True)
+    requests, asking = await _kept_waiting(bench, 3, quick=False)
+    assert requests.decoded == [0.0, 1.0, 2.0]
+    bench.engine.gate.set()
+    await asyncio.gather(*asking)
+
+
+@pytest.mark.parametrize("max_batch", [1, 2, 8])
+async def test_on_a_cpu_a_newcomer_is_decoded_though_a_long_request_fills_every_batch(
+    make: Make, max_batch: int
+) -> None:
+    bench = await make(max_batch=max_batch, on_cpu=True)
+    requests = Decoding(bench, quick=True)
+    bench.engine.gate.clear()
+    long = asyncio.create_task(requests.ask(1.0, samples=100))
+    await _many_turns()
+    short = asyncio.create_task(requests.ask(7.0))
+    await _many_turns()
+    assert requests.decoded == [1.0], "the engine is at work"
+    bench.engine.gate.set()
+    assert await short == [14.0]
+    position = next(index for index, batch in enumerate(bench.engine.batches) if 7.0 in batch)
+    assert position <= 2, "two batches were before it, and not a hundred samples"
+    await long
 
 
 async def test_many_long_requests_that_are_decoded_do_not_hold_up_a_short_one(make: Make) -> None:

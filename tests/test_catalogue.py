@@ -47,12 +47,16 @@ def test_what_is_not_there_is_refused_with_what_is() -> None:
         catalogue.named("nobody")
 
 
+def _write_complexity(repository: Path, name: str, **complexity: int) -> None:
+    card = repository / name / "1" / "card.json"
+    content = json.loads(card.read_text())
+    content["complexity"].update(complexity)
+    card.write_text(json.dumps(content))
+
+
 def test_batches_are_as_large_as_a_models_arithmetic_is_small_or_as_the_settings_say(tmp_path: Path) -> None:
     graphs.write_all(tmp_path)
-    card = tmp_path / "tiny-video" / "1" / "card.json"
-    content = json.loads(card.read_text())
-    content["complexity"]["macs"] = 300_000_000
-    card.write_text(json.dumps(content))
+    _write_complexity(tmp_path, "tiny-video", macs=300_000_000)
 
     def batches(**settings: Any) -> dict[str, int]:
         models = load_models(Settings(repository=tmp_path, device="cpu", **settings))
@@ -62,6 +66,22 @@ def test_batches_are_as_large_as_a_models_arithmetic_is_small_or_as_the_settings
     assert batches()["classify"] == 64
     assert set(batches(max_batch=5).values()) == {5}
     assert batches(max_batch={"tiny-video": 7, "gone": 2}) == batches() | {"video": 7}
+
+
+@pytest.mark.parametrize(
+    ("parameters", "macs", "batch"),
+    [
+        pytest.param(25_557_032, 4_089_184_256, 4, id="ResNet-50: 640 uses of each weight"),
+        pytest.param(61_100_840, 714_188_480, 22, id="AlexNet: sixteen thousand million MACs are the most"),
+        pytest.param(1_190_000, 3_836_000_000, 1, id="few weights, each used often already"),
+        pytest.param(33_000_000, 40_000_000_000, 1, id="more arithmetic than any batch should have"),
+    ],
+)
+def test_batches_are_larger_where_weights_are_many(tmp_path: Path, parameters: int, macs: int, batch: int) -> None:
+    graphs.write_all(tmp_path)
+    _write_complexity(tmp_path, "tiny-classify", parameters=parameters, macs=macs)
+    models = load_models(Settings(repository=tmp_path, device="cpu"))
+    assert {model.max_batch for model in models if model.card.task == "classify"} == {batch}
 
 
 def test_whether_the_service_can_start_is_known_from_as_few_models_as_possible(

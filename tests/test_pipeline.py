@@ -10,7 +10,7 @@ import pytest
 from service.admission import Admission
 from service.cards import ModelCard
 from service.catalogue import LoadedModel
-from service.engine import Engine
+from service.engine import CPU, Engine
 from service.errors import QueueFull
 from service.pipeline import Pipeline
 from service.schemas import ClassifyParameters
@@ -21,6 +21,8 @@ from tests.samples import grey_png
 
 class Stuck:
     """An engine that answers nothing until it is let go, and then fails."""
+
+    provider = CPU
 
     def __init__(self) -> None:
         self.go = threading.Event()
