@@ -1,6 +1,7 @@
 """bytes -> answer: the stages of a request in order, each timed once. Below HTTP, so that every way in shares it."""
 
 import asyncio
+import math
 from collections.abc import Callable, Mapping
 from typing import Literal, NamedTuple, TypeVar
 
@@ -33,11 +34,10 @@ from service.threads import workers
 
 Body = list[Prediction] | list[Segment] | Timeline | bytes  # bytes: a PNG
 Form = Literal["json", "png"]
-_QUICK: dict[Task, Callable[[bytes], bool]] = {
-    "classify": image.decodes_quickly,
-    "segment": image.decodes_quickly,
-    "audio": audio.decodes_quickly,
-}
+# What takes no longer is decoded on the event loop: changing places with threads, between one call of a decoder and the
+# next, costs a tenth of the throughput. Where the worker has one core there is nothing to gain by them, but others do
+# wait meanwhile, for their refusals, too.
+_AT_ONCE_SECONDS, _AT_ONCE_SECONDS_ONE_CORE = 0.0025, 0.008
 _T = TypeVar("_T")
 
 
@@ -54,7 +54,9 @@ class Pipeline:
         self.catalogue = Catalogue((model.card for model in models), settings.default_models)
         self._limits: Limits = settings.limits()
         # Decoders of their own for each task: a clip that decodes for seconds keeps no picture waiting.
-        threads = settings.threads_per_worker() + 1
+        cores = settings.threads_per_worker()
+        threads = cores + 1
+        self._at_once_seconds = _AT_ONCE_SECONDS if cores > 1 else _AT_ONCE_SECONDS_ONE_CORE
         self._batchers: dict[str, Batcher] = {
             model.card.key: Batcher(
                 model.engine,
@@ -147,7 +149,10 @@ class Pipeline:
     async def _windows(
         self, card: ModelCard, data: bytes, parameters: WindowParameters, place: Place, watch: Stopwatch
     ) -> tuple[Body, Result]:
-        windows = await self._decoded(card.task, data, place, watch, lambda: self._cut(card, data, place, watch))
+        spec, seconds = card.preprocess, math.inf
+        if isinstance(spec, AudioPreprocess):
+            seconds = audio.decoding_seconds(data, sample_rate_hz=spec.sample_rate_hz)
+        windows = await self._decoded(card.task, seconds, place, watch, lambda: self._cut(card, data, place, watch))
         result = await _inferred(place, windows.samples, watch)
         with watch.stage("postprocess"):
             rows = _rows(result)
@@ -161,14 +166,15 @@ class Pipeline:
         spec = card.preprocess
         assert isinstance(spec, ImagePreprocess)
 
+        shorter_side = None if whole else decoded_shorter_side(spec)
+
         def work() -> tuple[Picture, ImageSample]:
             with watch.stage("decode"):
-                shorter_side = None if whole else decoded_shorter_side(spec)
                 picture = decode_image(data, self._limits, shorter_side=shorter_side, check=place.check)
             with watch.stage("preprocess"):
                 return picture, image_sample(picture.pixels, spec)
 
-        return await self._decoded(card.task, data, place, watch, work)
+        return await self._decoded(card.task, image.decoding_seconds(data, shorter_side), place, watch, work)
 
     def _cut(self, card: ModelCard, data: bytes, place: Place, watch: Stopwatch) -> Windows:
         spec = card.preprocess
@@ -189,10 +195,9 @@ class Pipeline:
         with watch.stage("preprocess"):
             return video_windows(frames, spec)
 
-    async def _decoded(self, task: Task, data: bytes, place: Place, watch: Stopwatch, work: Callable[[], _T]) -> _T:
-        """In its turn runs ``work``, which decodes ``data``: on the spot if that is less than asking a thread would."""
-        decodes_quickly = _QUICK.get(task)
-        quick = decodes_quickly is not None and decodes_quickly(data)
+    async def _decoded(self, task: Task, seconds: float, place: Place, watch: Stopwatch, work: Callable[[], _T]) -> _T:
+        """In its turn runs ``work``, which decodes for about ``seconds``: in a thread, or on the spot."""
+        quick = seconds <= self._at_once_seconds
         asked = now()
         await place.turn(quick=quick)
         watch.add("queue", asked, now())

@@ -2,6 +2,7 @@ import contextlib
 import ctypes
 import http.server
 import json
+import math
 import os
 import struct
 import subprocess
@@ -16,7 +17,7 @@ import numpy as np
 import pytest
 
 from service.decode import Limits
-from service.decode.audio import decode_audio, decodes_quickly
+from service.decode.audio import decode_audio, decoding_seconds
 from service.decode.video import decode_video
 from service.errors import CorruptMedia, MediaTooLarge, UnsupportedMedia
 from tests import media
@@ -280,7 +281,7 @@ def test_a_small_file_of_long_silence_is_refused_whatever_its_header_says(tmp_pa
     program = """
 import json, pathlib, resource, sys
 from service.decode import Limits
-from service.decode.audio import decode_audio, decodes_quickly
+from service.decode.audio import decode_audio, decoding_seconds
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 before = peak()
 try:
@@ -477,20 +478,28 @@ def test_what_is_no_accepted_sound_is_refused_and_told_what_is() -> None:
 
 
 @pytest.mark.parametrize("kind", ["u8", "s16", "s24", "s32", "f32", "f64"])
-def test_a_small_uncompressed_wav_decodes_quickly(kind: str) -> None:
-    assert decodes_quickly(media.wav(media.sine(440, 0.5, 8000), 8000, kind))
+def test_what_a_short_uncompressed_wav_takes_is_known_from_its_header(kind: str) -> None:
+    half, double = (media.wav(media.sine(440, seconds, 8000), 8000, kind) for seconds in (0.5, 1.0))
+    assert 0.0005 < decoding_seconds(half, sample_rate_hz=8000) < decoding_seconds(double, sample_rate_hz=8000) < 0.0025
+
+
+def test_what_a_wav_becomes_counts_beside_its_bytes() -> None:
+    sound = media.wav(media.sine(440, 5, 8000), 8000)
+    assert decoding_seconds(sound, sample_rate_hz=8000) < 0.0025
+    assert decoding_seconds(sound, sample_rate_hz=48_000) > 0.0025
+    assert decoding_seconds(sound + bytes(512 * 1024), sample_rate_hz=8000) > 0.008
 
 
 @pytest.mark.parametrize(
     "data",
     [
-        media.wav(media.sine(440, 5, 8000), 8000),
         media.encoded_sound(media.sine(440, 0.5, 8000), 8000, "wav", "pcm_alaw"),
         media.encoded_sound(media.sine(440, 0.5, 44_100), 44_100, "flac", "flac"),
         media.wav(media.sine(440, 0.5, 8000), 8000)[:20],
+        media.wav(media.sine(440, 0.5, 8000), 8000)[:22] + bytes(1000),
         b"",
     ],
-    ids=["80 kB", "A-law", "FLAC", "truncated", "nothing"],
+    ids=["A-law", "FLAC", "truncated", "no rate", "nothing"],
 )
-def test_what_may_cost_more_does_not(data: bytes) -> None:
-    assert not decodes_quickly(data)
+def test_what_other_sounds_take_is_not_known(data: bytes) -> None:
+    assert decoding_seconds(data, sample_rate_hz=8000) == math.inf

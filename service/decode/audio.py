@@ -1,5 +1,6 @@
 """A sound: bytes -> float32 (T,), mono, at the rate that is asked for."""
 
+import math
 from collections.abc import Iterator
 from contextlib import suppress
 from typing import cast
@@ -13,7 +14,8 @@ from service.decode import Check, Limits, never
 from service.decode.container import check_codec, check_duration, declared_seconds, open_container
 from service.errors import CorruptMedia, MediaTooLarge
 
-_QUICK_BYTES = 64 * 1024
+# What an uncompressed sound takes: for each byte, and each sample at the rate that is asked for.
+_SECONDS, _SECONDS_A_BYTE, _SECONDS_A_SAMPLE = 5e-4, 4e-9, 22e-9
 _UNCOMPRESSED = {b"\x01\x00", b"\x03\x00"}  # WAVE_FORMAT_PCM, WAVE_FORMAT_IEEE_FLOAT
 _MIN_RATE_HZ, _MAX_RATE_HZ = 4_000, 192_000  # below and above lies no recording, only a forged header
 
@@ -39,10 +41,16 @@ def decode_audio(data: bytes, limits: Limits, *, sample_rate_hz: int, check: Che
     return np.clip(sound, -1, 1, out=sound)  # full scale, which floating-point files may exceed without end
 
 
-def decodes_quickly(data: bytes) -> bool:
-    """Whether ``data`` is a WAV of a few seconds at most, uncompressed: a thread would spend as long on changing places
-    with the others, between one call of FFmpeg and the next, as on decoding."""
-    return len(data) <= _QUICK_BYTES and data[12:16] == b"fmt " and data[20:22] in _UNCOMPRESSED
+def decoding_seconds(data: bytes, *, sample_rate_hz: int) -> float:
+    """About how long ``decode_audio`` takes at most, of an uncompressed WAV, by its header; infinite of everything
+    else: there is no telling before it is decoded."""
+    if len(data) < 36 or data[12:16] != b"fmt " or data[20:22] not in _UNCOMPRESSED:
+        return math.inf
+    channels, rate_hz, bits = (int.from_bytes(data[at:end], "little") for at, end in ((22, 24), (24, 28), (34, 36)))
+    if not (channels and rate_hz and bits):
+        return math.inf
+    samples = len(data) * 8 / (bits * channels) / rate_hz * sample_rate_hz
+    return _SECONDS + len(data) * _SECONDS_A_BYTE + samples * _SECONDS_A_SAMPLE
 
 
 def _check_header(stream: av.AudioStream, limits: Limits) -> None:
