@@ -51,7 +51,7 @@ class Place:
     def __init__(self, batcher: "Batcher", deadline: float) -> None:
         self.deadline = deadline
         self.counted = 1  # samples that it counts as in the queue
-        self.decoded = False
+        self.decoded = self.quick = False
         self._doing = "waited to be decoded"
         self._batcher = batcher
         self._samples: Sequence[Sample] = ()
@@ -86,6 +86,7 @@ class Place:
 
     async def turn(self, *, quick: bool = False) -> None:
         """Until the media should be decoded: ``quick`` says that it will be at once, on the event loop."""
+        self.quick = quick
         await self._batcher.turn(quick)
         self._doing = "was decoded"
 
@@ -161,7 +162,7 @@ class Batcher:
         decoders: int,
         broken: Callable[[], None],
     ) -> None:
-        pace = Pace(decoders)
+        pace = Pace(decoders, on_cpu=on_cpu)
         self.admission = Admission(queue_samples, pace, series.queue_depth)
         self._engine, self._broken, self._max_batch = Isolated(engine, series, pace.inference), broken, max_batch
         self._quick = Turns(lambda: self._ready < max_batch and not (on_cpu and self.admission.running))
@@ -187,7 +188,7 @@ class Batcher:
             place.fail(self.admission.closed)
             return
         self._decoded(place)
-        self.admission.pace.decoding.add(decode_seconds)
+        self.admission.pace.decoded(decode_seconds, at_once=place.quick)
         self._recount(place)
         self._lines.setdefault(shape, deque()).append(place)
         self._ready += 1

@@ -133,9 +133,7 @@ def parse_parameters(kind: type[Parameters], query: bytes, in_json: dict[str, An
     return _from_query(kind, query, max_timeout_ms)
 
 
-@functools.lru_cache(
-    64
-)  # most requests ask for what others have asked for; parameters are frozen, so they can share it
+@functools.lru_cache(64)  # most requests ask for what others have asked for, and can share it: it is frozen
 def _from_query(kind: type[Parameters], query: bytes, max_timeout_ms: int) -> Parameters:
     return _parsed(kind, query, {}, max_timeout_ms)
 

@@ -13,18 +13,27 @@ class Mean:
 
 
 class Pace:
-    """A request stands in the decoders' line first, of whom there are ``decoders``, then its samples in the engine's.
+    """A request is decoded first, on the event loop at once or by one of ``decoders``; then its samples stand in the
+    engine's line. ``on_cpu`` says that the engine rests while something is decoded at once.
 
-    ``decoding`` is the seconds of a request, ``inference`` those of a sample in a batch; 0 until the first is known.
+    ``inference`` is the seconds of a sample in a batch; all are 0 until the first is known.
     """
 
-    def __init__(self, decoders: int) -> None:
-        self.decoding, self.inference = Mean(), Mean()
-        self._decoders = decoders
+    def __init__(self, decoders: int, *, on_cpu: bool) -> None:
+        self.inference, self._decoding = Mean(), Mean()
+        self._between, self._beside = Mean(), Mean()  # what a request adds to the engine's line, and to the decoders'
+        self._decoders, self._on_cpu = decoders, on_cpu
+
+    def decoded(self, seconds: float, *, at_once: bool) -> None:
+        between = at_once and self._on_cpu
+        self._decoding.add(seconds)
+        self._between.add(seconds if between else 0.0)
+        self._beside.add(0.0 if between else seconds if at_once else seconds / self._decoders)
 
     def seconds_ahead(self, undecoded: int, samples: int) -> float:
-        """Of both lines the longer one counts, as both move at the same time."""
-        return max(undecoded * self.decoding.value / self._decoders, samples * self.inference.value)
+        """What is decoded beside the engine moves at the same time: of the two lines the longer one counts."""
+        beside, engine = undecoded * self._beside.value, samples * self.inference.value
+        return undecoded * self._between.value + max(beside, engine)
 
     def seconds_of_one(self) -> float:
-        return self.decoding.value + self.inference.value
+        return self._decoding.value + self.inference.value

@@ -165,7 +165,6 @@ class Pipeline:
     ) -> tuple[Picture, ImageSample]:
         spec = card.preprocess
         assert isinstance(spec, ImagePreprocess)
-
         shorter_side = None if whole else decoded_shorter_side(spec)
 
         def work() -> tuple[Picture, ImageSample]:

@@ -12,9 +12,9 @@ class Desk:
     """An admission whose clock stands still, and whose pace, in seconds, was measured before."""
 
     def __init__(self, queue_samples: int = 8, *, inference: float = 0.0, decoding: float = 0.0) -> None:
-        pace = Pace(decoders=2)
+        pace = Pace(decoders=2, on_cpu=True)
         pace.inference.add(inference)
-        pace.decoding.add(decoding)
+        pace.decoded(decoding, at_once=False)
         self.now = 1000.0
         self.admission = Admission(queue_samples, pace, Gauge("depth", "", registry=None), lambda: self.now)
 

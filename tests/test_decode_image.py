@@ -626,12 +626,25 @@ def test_a_jpeg_that_is_reduced_while_it_is_decoded_takes_less() -> None:
         b"\xff\xd8\xff" + large_frame(small_jpeg())[2:],
         with_partial_scan(small_jpeg()),
         small_jpeg() + bytes(1024 * 1024),
+        small_jpeg()[:2] + b"\xff\xfe\0\2" * 5000 + small_jpeg()[2:],
         small_jpeg()[:100],
         b"\xff\xd8\xff",
         media.picture(media.smooth(16, 16), "PNG"),
         b"",
     ],
-    ids=["progressive", "pixels", "hidden", "filled", "scans", "bytes", "truncated", "start", "PNG", "nothing"],
+    ids=[
+        "progressive",
+        "pixels",
+        "hidden",
+        "filled",
+        "scans",
+        "bytes",
+        "comments",
+        "truncated",
+        "start",
+        "PNG",
+        "nothing",
+    ],
 )
-def test_what_may_cost_more_is_known_to_or_not_known(data: bytes) -> None:
+def test_what_may_take_longer_is_not_taken_for_quick(data: bytes) -> None:
     assert decoding_seconds(data, 32) > 0.008

@@ -21,9 +21,33 @@ def test_a_mean_begins_with_the_first_value_and_forgets() -> None:
     ids=["nothing", "engine", "decoders are longer", "engine is longer", "one"],
 )
 def test_the_longer_line_counts(undecoded: int, samples: int, seconds: float) -> None:
-    pace = Pace(decoders=2)
+    pace = Pace(decoders=2, on_cpu=True)
     assert pace.seconds_ahead(undecoded, samples) == 0  # nothing is known yet
-    pace.decoding.add(0.5)
+    pace.decoded(0.5, at_once=False)
     pace.inference.add(0.1)
     assert pace.seconds_ahead(undecoded, samples) == pytest.approx(seconds)
     assert pace.seconds_of_one() == pytest.approx(0.6)
+
+
+@pytest.mark.parametrize(
+    ("on_cpu", "seconds"),
+    [
+        pytest.param(True, 2.0, id="the engine of a CPU rests meanwhile, so both count"),
+        pytest.param(False, 1.5, id="a GPU does not, but there is one event loop, however many decoders"),
+    ],
+)
+def test_what_is_decoded_at_once_is_decoded_one_by_one(on_cpu: bool, seconds: float) -> None:
+    pace = Pace(decoders=2, on_cpu=on_cpu)
+    pace.decoded(0.5, at_once=True)
+    pace.inference.add(0.1)
+    assert pace.seconds_ahead(undecoded=3, samples=5) == pytest.approx(seconds)
+    assert pace.seconds_of_one() == pytest.approx(0.6)
+
+
+def test_requests_of_both_kinds_count_by_their_shares() -> None:
+    pace = Pace(decoders=2, on_cpu=True)
+    for _ in range(100):
+        pace.decoded(0.5, at_once=True)
+        pace.decoded(4.0, at_once=False)
+    # The last of each five count most: 0.8 of the mean before is kept, so the later one of a pair weighs 5/9.
+    assert pace.seconds_ahead(undecoded=9, samples=0) == pytest.approx(9 * (4 / 9 * 0.5 + 5 / 9 * 4.0 / 2))

@@ -3,19 +3,20 @@ import threading
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
 from service.admission import Admission
 from service.cards import ModelCard
-from service.catalogue import LoadedModel
+from service.catalogue import LoadedModel, load_models
+from service.decode.image import Picture, decode_image
 from service.engine import CPU, Engine
 from service.errors import QueueFull
 from service.pipeline import Pipeline
 from service.schemas import ClassifyParameters
 from service.settings import Settings
-from tests import graphs
+from tests import graphs, media
 from tests.samples import grey_png
 
 
@@ -82,3 +83,35 @@ async def test_a_task_has_room_until_the_queue_of_every_model_is_full(pipeline: 
         task.cancel()
     await asyncio.gather(*asked, return_exceptions=True)
     pipeline.check_room("classify")
+
+
+@pytest.mark.parametrize(
+    ("cores", "thread"),
+    [pytest.param(1, "MainThread", id="one core: at once"), pytest.param(2, "decode-classify", id="two: in a thread")],
+)
+async def test_a_photograph_is_decoded_where_the_worker_gains_by_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cores: int, thread: str
+) -> None:
+    threads: list[str] = []
+
+    def remembered(*args: Any, **options: Any) -> Picture:
+        threads.append(threading.current_thread().name)
+        return decode_image(*args, **options)
+
+    monkeypatch.setattr("service.pipeline.decode_image", remembered)
+    monkeypatch.setattr("service.settings.usable_cores", lambda: cores)
+    graphs.write_all(tmp_path)
+    settings = Settings(repository=tmp_path, device="cpu", workers=1)
+    pipeline = Pipeline(load_models(settings), settings, broken=lambda: None)
+    try:
+        for data in (
+            grey_png(5),
+            media.picture(media.smooth(2000, 3000), "JPEG"),
+            media.picture(media.smooth(9, 9), "JPEG"),
+        ):
+            card, deadline = pipeline.catalogue.find("classify"), time.monotonic() + 20
+            await pipeline.answer(card, data, ClassifyParameters(), deadline=deadline)
+    finally:
+        await pipeline.close()
+    names = [name.partition("_")[0] for name in threads]
+    assert names == ["decode-classify", thread, "MainThread"], "a PNG, a large JPEG, a small one"

@@ -32,6 +32,7 @@ _DECODER_ERRORS = (
 )
 # What a JPEG takes: for each byte, each pixel, and each of the pixels that are left once blocks were reduced to fewer.
 _SECONDS, _SECONDS_A_BYTE, _SECONDS_A_PIXEL, _SECONDS_A_PIXEL_LEFT = 1e-4, 8e-9, 0.4e-9, 6e-9
+_HEADER_BYTES = 16 * 1024  # more comments and EXIF than this take longer than the picture: they are read in Python
 # Markers of a JPEG's header (ITU-T T.81, table B.1)
 _FRAMES = {0xC0, 0xC1}  # sequential
 _SCAN = 0xDA
@@ -89,12 +90,12 @@ def decode_image(data: bytes, limits: Limits, *, shorter_side: int | None = None
 
 
 def decoding_seconds(data: bytes, shorter_side: int | None = None) -> float:
-    """About how long ``decode_image`` takes at most, of a JPEG that by its header has one scan of all components, after
-    which decoders stop. Infinite of everything else: there is no telling before it is decoded."""
+    """About how long ``decode_image`` takes at most, of a JPEG that by its short header has one scan of all components,
+    after which decoders stop. Infinite of everything else: there is no telling before it is decoded."""
     if data[:2] != b"\xff\xd8":
         return math.inf
     size, components, at = (0, 0), 0, 2
-    while at + 10 <= len(data) and data[at] == 0xFF:
+    while at + 10 <= min(len(data), _HEADER_BYTES) and data[at] == 0xFF:
         marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
         if marker in _FRAMES:
             height, width, components = struct.unpack_from(">HHB", data, at + 5)
