@@ -13,6 +13,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
+from pydantic_core import to_json
+
 from service.cards import MEDIA_OF_TASK
 from service.errors import REFUSALS, InternalError, ServiceError
 from service.metrics import REJECTED, observe_request
@@ -127,7 +129,7 @@ class Access:
                 "model": this.model or None,
             }
             with suppress(OSError):  # nobody reads it any more
-                sys.stdout.write(json.dumps(line) + "\n")  # in one piece; a logger would take three times as long
+                sys.stdout.buffer.write(to_json(line) + b"\n")  # in one piece; a logger would take three times as long
                 sys.stdout.flush()
 
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, RedirectResponse
-from pydantic import TypeAdapter
+from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
@@ -40,7 +40,6 @@ _PARAMETERS: dict[Task, type[Parameters]] = {
     "video": WindowParameters,
 }
 CLIENT_LEFT = 499  # nginx's status for a request whose client did not wait; nobody reads it but the log
-_TO_JSON: TypeAdapter[Any] = TypeAdapter(Any)
 _T = TypeVar("_T")
 
 
@@ -202,7 +201,7 @@ def _response(body: Body | dict[str, Any], card: ModelCard, stages: Mapping[str,
     headers = {"X-Model": card.key} | _cost(stages, batch_size)
     if isinstance(body, bytes):
         return Response(body, media_type="image/png", headers=headers)
-    return Response(_TO_JSON.dump_json(body), media_type="application/json", headers=headers)
+    return Response(to_json(body), media_type="application/json", headers=headers)
 
 
 def _cost(stages: Mapping[str, float], batch_size: int) -> dict[str, str]:
@@ -237,7 +236,7 @@ async def _while_connected(scope: Scope, work: Coroutine[Any, Any, _T]) -> _T:
 
 async def list_models(request: Request) -> Response:
     """The cards of all loaded models."""
-    return Response(_TO_JSON.dump_json(_pipeline(request).catalogue.cards()), media_type="application/json")
+    return Response(to_json(_pipeline(request).catalogue.cards()), media_type="application/json")
 
 
 async def show_model(request: Request, name: str) -> Response:

@@ -147,8 +147,9 @@ class Batcher:
     """The queue before one engine, and the task that empties it. All methods belong to one event loop.
 
     ``admission`` may be asked for room before there is anything to reserve it for. ``on_cpu`` says that the engine
-    computes on the cores that decode, ``decoders`` how many requests are decoded at a time where that is slow.
-    ``broken`` is called once, when the engine answers not even a blank sample any more.
+    computes on the cores that decode, and so runs on the event loop a batch that takes up to ``at_once_seconds``;
+    ``decoders`` how many requests are decoded at a time where that is slow. ``broken`` is called once, when the engine
+    answers not even a blank sample any more.
     """
 
     def __init__(
@@ -160,11 +161,13 @@ class Batcher:
         queue_samples: int,
         on_cpu: bool,
         decoders: int,
+        at_once_seconds: float,
         broken: Callable[[], None],
     ) -> None:
         pace = Pace(decoders, on_cpu=on_cpu)
         self.admission = Admission(queue_samples, pace, series.queue_depth)
-        self._engine, self._broken, self._max_batch = Isolated(engine, series, pace.inference), broken, max_batch
+        self._engine = Isolated(engine, series, pace.inference, at_once_seconds if on_cpu else 0.0)
+        self._broken, self._max_batch = broken, max_batch
         self._quick = Turns(lambda: self._ready < max_batch and not (on_cpu and self.admission.running))
         self._slow = Turns(lambda: self._ready + self._decoding < max_batch + decoders)
         self._lines: OrderedDict[Shape, deque[Place]] = OrderedDict()
@@ -211,6 +214,7 @@ class Batcher:
             await self._let_others_in()
             if batch := self._next_batch():
                 await self._run(batch)
+                await asyncio.sleep(0)  # it may have run on the event loop, and the next one will: others come between
             else:
                 self._work.clear()
 

@@ -40,10 +40,11 @@ class Ran(NamedTuple):
 
 
 class Isolated:
-    """An engine in a thread of its own. Its series and its pace, in seconds a sample, say what it did for clients."""
+    """An engine in a thread of its own; a batch that by its pace takes no more than ``at_once_seconds`` runs on the
+    event loop. Its series and its pace, in seconds a sample, say what it did for clients."""
 
-    def __init__(self, engine: Runner, series: ModelSeries, pace: Mean) -> None:
-        self._engine, self._series, self._pace = engine, series, pace
+    def __init__(self, engine: Runner, series: ModelSeries, pace: Mean, at_once_seconds: float) -> None:
+        self._engine, self._series, self._pace, self._at_once_seconds = engine, series, pace, at_once_seconds
         self._thread = workers(1, "engine")
 
     async def run(self, samples: Sequence[Sample]) -> AsyncIterator[tuple[int, Ran | None]]:
@@ -90,7 +91,10 @@ class Isolated:
     async def _timed(self, samples: Sequence[Sample]) -> tuple[list[Outputs], Run]:
         began = now()
         try:
-            outputs = await asyncio.get_running_loop().run_in_executor(self._thread, self._engine.run, samples)
+            if 0 < self._pace.value * len(samples) <= self._at_once_seconds:
+                outputs = self._engine.run(samples)
+            else:
+                outputs = await asyncio.get_running_loop().run_in_executor(self._thread, self._engine.run, samples)
             if len(outputs) != len(samples):
                 raise RuntimeError(f"the engine answered {len(outputs)} of {len(samples)} samples")
         except Exception:

@@ -1,8 +1,7 @@
 """What a request's time went to, measured once: for ``Server-Timing``, the histograms and the traces alike."""
 
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -46,13 +45,8 @@ class Stopwatch:
         self.seconds = dict.fromkeys(STAGES, 0.0)
         self.intervals: list[Interval] = [] if intervals is None else intervals
 
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        began = now()
-        try:
-            yield
-        finally:
-            self.add(name, began, now())
+    def stage(self, name: str) -> "Stage":
+        return Stage(self, name)
 
     def add(self, stage: str, began: float, ended: float) -> None:
         self.seconds[stage] += ended - began
@@ -70,3 +64,18 @@ class Stopwatch:
         self.seconds["padding"] += padding
         self.intervals.append(Interval("queue", asked, runs[0].began))
         self.intervals.append(Interval("inference", runs[0].began, ended, runs))
+
+
+class Stage:
+    """``with watch.stage(name):`` adds the time that the block took, also of one that fails."""
+
+    __slots__ = ("_began", "_name", "_watch")
+
+    def __init__(self, watch: Stopwatch, name: str) -> None:
+        self._watch, self._name = watch, name
+
+    def __enter__(self) -> None:
+        self._began = now()
+
+    def __exit__(self, *error: object) -> None:
+        self._watch.add(self._name, self._began, now())

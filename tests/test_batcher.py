@@ -1,5 +1,6 @@
 import asyncio
 import math
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import Any
@@ -56,7 +57,9 @@ async def _wait(gate: asyncio.Event) -> None:
 class Bench:
     """A batcher over a Doubler, with short calls for what tests do."""
 
-    def __init__(self, max_batch: int = 4, queue_samples: int = 64, on_cpu: bool = False) -> None:
+    def __init__(
+        self, max_batch: int = 4, queue_samples: int = 64, on_cpu: bool = False, at_once_seconds: float = 0.0
+    ) -> None:
         self.engine = Doubler()
         self.given_up = 0
         self.batcher = Batcher(
@@ -66,6 +69,7 @@ class Bench:
             queue_samples=queue_samples,
             on_cpu=on_cpu,
             decoders=2,
+            at_once_seconds=at_once_seconds,
             broken=self._give_up,
         )
 
@@ -232,6 +236,37 @@ async def test_on_a_cpu_quick_media_are_decoded_between_two_batches(make: Make) 
     bench.engine.gate.set()
     assert await asyncio.gather(*asking) == [[2.0 * number] for number in range(7)]
     assert bench.engine.batches == [[0.0, 1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]
+
+
+async def test_between_two_batches_on_the_event_loop_others_come(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = await make(max_batch=4, on_cpu=True, at_once_seconds=5.0)
+    await bench.ask(1.0)  # from now on the pace is known
+    threads = set()
+
+    def run(samples: Sequence[Sample]) -> list[Outputs]:
+        threads.add(threading.current_thread())
+        bench.engine.batches.append([float(sample[0]) for sample in samples])
+        return [(sample * 2,) for sample in samples]
+
+    monkeypatch.setattr(bench.engine, "run", run)
+    long = asyncio.create_task(bench.ask(*range(400)))
+    while len(bench.engine.batches) < 10:
+        await asyncio.sleep(0)
+    assert await bench.ask(1000.0) == [2000.0]
+    position = next(index for index, batch in enumerate(bench.engine.batches) if 1000.0 in batch)
+    assert position < 20 and not long.done(), "it had to wait for few of the hundred batches"
+    assert await long == [2.0 * number for number in range(400)]
+    assert threads == {threading.main_thread()}
+
+
+async def test_a_gpu_computes_beside_the_event_loop(make: Make) -> None:
+    bench = await make(on_cpu=False, at_once_seconds=5.0)
+    await bench.ask(1.0)
+    bench.engine.gate.clear()
+    asking = asyncio.create_task(bench.ask(2.0))
+    await _many_turns()
+    bench.engine.gate.set()
+    assert await asking == [4.0]
 
 
 async def test_on_a_cpu_threads_decode_beside_the_engine(make: Make) -> None:

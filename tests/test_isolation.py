@@ -46,7 +46,7 @@ def engine() -> Doubler:
 
 @pytest.fixture
 def isolated(engine: Doubler) -> Iterator[Isolated]:
-    isolated = Isolated(engine, ModelSeries("isolated:1"), Mean())
+    isolated = Isolated(engine, ModelSeries("isolated:1"), Mean(), 0.0)
     yield isolated
     isolated.close()
 
@@ -70,6 +70,31 @@ async def test_a_batch_runs_at_once_in_the_engines_thread(engine: Doubler, isola
     assert threading.current_thread().name not in engine.threads and len(engine.threads) == 1
     (run,) = {answer.run for answer in ran.values() if answer}
     assert (run.size, run.padded_size) == (3, 4)
+
+
+async def test_a_batch_that_is_quick_by_its_pace_runs_on_the_event_loop(engine: Doubler) -> None:
+    here, pace = threading.current_thread().name, Mean()
+    isolated = Isolated(engine, ModelSeries("isolated:1"), pace, 1.0)
+    await _ran(isolated, 1.0)
+    assert here not in engine.threads, "nothing is known of it yet"
+    engine.threads.clear()
+    pace.value = 0.3
+    await _ran(isolated, 1.0, 2.0, 3.0)
+    assert engine.threads == {here}
+    pace.value = 0.4
+    await _ran(isolated, 1.0, 2.0, 3.0)
+    assert engine.threads > {here}
+    isolated.close()
+
+
+@pytest.mark.parametrize("at_once_seconds", [0.0, 10.0])
+async def test_one_bad_sample_fails_alone_wherever_it_runs(at_once_seconds: float) -> None:
+    engine, pace = Doubler(), Mean()
+    pace.value = 0.001
+    isolated = Isolated(engine, ModelSeries("isolated:1"), pace, at_once_seconds)
+    assert await _answers(isolated, 1.0, POISON, 3.0) == [2.0, None, 6.0]
+    assert (threading.current_thread().name in engine.threads) == (at_once_seconds > 0)
+    isolated.close()
 
 
 async def test_one_bad_sample_fails_alone(engine: Doubler, isolated: Isolated) -> None:

@@ -240,3 +240,29 @@ def test_the_metrics_folder_goes_with_its_process() -> None:
         timeout=60,
     )
     assert done.stdout.strip() and not Path(done.stdout.strip()).exists()
+
+
+def test_a_forked_process_adds_beside_its_parent_and_not_in_its_place() -> None:
+    """By a counter that had a value before, of which the child makes its own from then on."""
+    probe = """if True:
+        import os
+        from service import metrics
+        counter = metrics.REJECTED.labels("/x", "y")
+        counter.inc(1)
+        if (child := os.fork()) == 0:
+            counter.inc(10)
+            os._exit(0)
+        os.waitpid(child, 0)
+        counter.inc(100)
+        print(metrics.exposition().decode())
+    """
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", probe],
+        cwd=ROOT,
+        env=environment({}, 1),
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert 'convserve_rejected_total{endpoint="/x",reason="y"} 111.0' in done.stdout

@@ -34,6 +34,7 @@ _DECODER_ERRORS = (
 _SECONDS, _SECONDS_A_BYTE, _SECONDS_A_PIXEL, _SECONDS_A_PIXEL_LEFT = 1e-4, 8e-9, 0.4e-9, 6e-9
 _HEADER_BYTES = 16 * 1024  # more comments and EXIF than this take longer than the picture: they are read in Python
 # Markers of a JPEG's header (ITU-T T.81, table B.1)
+_SEGMENT = struct.Struct(">BBHBHHB")  # 0xFF, marker, length; of a frame its precision, height, width and components
 _FRAMES = {0xC0, 0xC1}  # sequential
 _SCAN = 0xDA
 _PASSED_OVER = {0xC4, 0xDB, 0xDD, *range(0xE0, 0xF0), 0xFE}  # tables, restart interval, applications' own, comment
@@ -94,27 +95,29 @@ def decoding_seconds(data: bytes, shorter_side: int | None = None) -> float:
     after which decoders stop. Infinite of everything else: there is no telling before it is decoded."""
     if data[:2] != b"\xff\xd8":
         return math.inf
-    size, components, at = (0, 0), 0, 2
-    while at + 10 <= min(len(data), _HEADER_BYTES) and data[at] == 0xFF:
-        marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
+    size, components, at, end = (0, 0), 0, 2, min(len(data), _HEADER_BYTES) - _SEGMENT.size
+    while at <= end:
+        prefix, marker, length, first, height, width, count = _SEGMENT.unpack_from(data, at)
+        if prefix != 0xFF:
+            break
         if marker in _FRAMES:
-            height, width, components = struct.unpack_from(">HHB", data, at + 5)
-            size = (width, height)
+            size, components = (width, height), count
         elif marker == _SCAN:
-            alone = 0 not in size and data[at + 4] == components
+            alone = 0 not in size and first == components
             return _jpeg_seconds(len(data), size, shorter_side) if alone else math.inf
         elif marker not in _PASSED_OVER:
-            return math.inf
+            break
         at += 2 + length
     return math.inf
 
 
 def _jpeg_seconds(length: int, size: tuple[int, int], shorter_side: int | None) -> float:
-    pixels, fewer = size[0] * size[1], 1
+    pixels = size[0] * size[1]
+    left = float(pixels)
     if shorter_side is not None:
         wanted = _at_least(size, shorter_side)
-        fewer = next(scale for scale in (8, 4, 2, 1) if all(a >= scale * b for a, b in zip(size, wanted, strict=True)))
-    left = pixels / fewer**2
+        times = min(size[0] // wanted[0], size[1] // wanted[1])
+        left = pixels / next(fewer**2 for fewer in (8, 4, 2, 1) if fewer <= times)
     return _SECONDS + length * _SECONDS_A_BYTE + pixels * _SECONDS_A_PIXEL + left * _SECONDS_A_PIXEL_LEFT
 
 
