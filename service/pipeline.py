@@ -35,9 +35,9 @@ from service.threads import workers
 Body = list[Prediction] | list[Segment] | Timeline | bytes  # bytes: a PNG
 Form = Literal["json", "png"]
 # What takes no longer is decoded on the event loop: changing places with threads, between one call of a decoder and the
-# next, costs a tenth of the throughput. On a CPU a batch is run there, too: to hand it to a thread costs a quarter of a
-# millisecond. Where the worker has one core there is nothing to gain by threads, but others do wait meanwhile, for their
-# refusals, too.
+# next, costs a tenth of the throughput. On a CPU a batch is run there, too: handing it to a thread takes a quarter of a
+# millisecond. Where the worker has one core there is nothing to gain by threads, but others do wait meanwhile, for
+# their refusals, too.
 _AT_ONCE_SECONDS, _AT_ONCE_SECONDS_ONE_CORE = 0.0025, 0.008
 _T = TypeVar("_T")
 
