@@ -7,13 +7,15 @@ import functools
 import json
 import re
 from collections.abc import AsyncGenerator
+from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
 from starlette.datastructures import Headers, QueryParams, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 
+from service import wire
 from service.errors import BodyTimeout, BodyTooLarge, EmptyBody, InvalidParameter, MalformedBody
 from service.schemas import Parameters
 from service.settings import Settings
@@ -37,7 +39,7 @@ async def read_inputs(request: Request, settings: Settings) -> Inputs:
     a JSON key that has no meaning; ``starlette.requests.ClientDisconnect`` if the client left."""
     content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     try:
-        async with asyncio.timeout(settings.body_timeout_ms / 1000):
+        async with nullcontext() if wire.whole(request.scope) else asyncio.timeout(settings.body_timeout_ms / 1000):
             if content_type == "multipart/form-data":
                 return await _multipart(request, settings)
             body = await read_body(request, settings.max_body_bytes)
@@ -57,10 +59,14 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
 async def counted(request: Request, max_bytes: int) -> AsyncGenerator[bytes, None]:
     """The body as it comes. Raises ``BodyTooLarge`` before more than ``max_bytes`` are held."""
     declared = request.headers.get("content-length", "")
-    received = 0
+    received, more = 0, True
     if declared.isdigit() and int(declared) > max_bytes:
         raise BodyTooLarge(f"the body has {declared} bytes; MAX_BODY_BYTES allows {max_bytes}")
-    async for chunk in request.stream():
+    while more:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        chunk, more = message.get("body", b""), message.get("more_body", False)
         received += len(chunk)
         if received > max_bytes:
             raise BodyTooLarge(f"the body has more than the {max_bytes} bytes that MAX_BODY_BYTES allows")

@@ -56,8 +56,10 @@ class Stopwatch:
         """What the engine was ``asked`` then has come back now, in ``runs``. The share ``filling`` of each sample is no
         media, but what it was filled up with."""
         ended = now()
-        running = sum(run.seconds for run in runs)
-        padding = sum(run.padding_seconds for run in runs)
+        running = padding = 0.0
+        for run in runs:
+            running += run.seconds
+            padding += run.padding_seconds
         padding += filling * (running - padding)
         self.seconds["queue"] += max(0.0, ended - asked - running)
         self.seconds["inference"] += running - padding

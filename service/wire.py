@@ -3,7 +3,8 @@
 An answer in one piece: uvicorn writes its head and its body one after the other, and uvloop sends each at once. That is
 two calls of the kernel and two packets, and wakes the client twice.
 
-Whether the client is still there: ASGI tells it only to who waits for it, which takes a task for every request.
+Whether the client is still there: ASGI tells it only to who waits for it, which takes a task for every request. And
+whether all of the body is there, so that nobody has to set an alarm before it is read.
 """
 
 import asyncio
@@ -13,7 +14,7 @@ from typing import Any, cast
 from uvicorn import config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-_LEFT = "convserve.left"
+_LEFT, _WHOLE = "convserve.left", "convserve.whole"
 
 
 class Gathered:
@@ -35,6 +36,9 @@ class Gathered:
     def close(self) -> None:
         self._flush()
         self._transport.close()
+
+    def is_closing(self) -> bool:
+        return self._transport.is_closing()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
@@ -64,6 +68,11 @@ class Protocol(HttpToolsProtocol):
         super().on_message_begin()
         self.scope["extensions"] = {_LEFT: self._left}  # type: ignore[dict-item]
 
+    def on_body(self, body: bytes) -> None:
+        if self.cycle and not self.cycle.body:
+            self.cycle.body = b""  # type: ignore[assignment]  # what is added to it, and taken from it, is not copied
+        super().on_body(body)
+
     def data_received(self, data: bytes) -> None:
         super().data_received(data)
         # It ended the timer for connections at rest, which only answers start. After what was answered before its body
@@ -77,6 +86,7 @@ class Protocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         super().on_message_complete()
+        self.scope["extensions"][_WHOLE] = True  # type: ignore[assignment]
         if not self.pipeline:  # nobody asks for more of the body, which would go on reading what was paused
             self.flow.resume_reading()
 
@@ -85,6 +95,11 @@ def left(scope: MutableMapping[str, Any]) -> asyncio.Future[None] | None:
     """Done when the client of this request has left; None where the server does not tell."""
     found: asyncio.Future[None] | None = scope.get("extensions", {}).get(_LEFT)
     return found
+
+
+def whole(scope: MutableMapping[str, Any]) -> bool:
+    """Whether all of this request's body has come; False, too, where the server does not tell."""
+    return _WHOLE in scope.get("extensions", {})
 
 
 def use() -> None:
