@@ -13,7 +13,7 @@ import uvloop
 from benchmarks.contestants import CONVSERVE, Post
 from benchmarks.measuring import Plan, loaded, memory, started, warm
 from benchmarks.networks import Network, together
-from benchmarks.openloop import GOOD, REFUSED, Outcome, Sender, Stream, patient, percentile
+from benchmarks.openloop import GOOD, LATE, REFUSED, Outcome, Sender, Stream, patient, percentile
 from benchmarks.results import Measurement
 from service.repository import BUNDLED
 
@@ -97,12 +97,14 @@ def tally(outcomes: Sequence[Outcome], seconds: float) -> dict[str, float]:
     """What came of requests that were due within ``seconds``; only good answers that came by then make the rate."""
     good = [outcome.seconds for outcome in outcomes if outcome.status == GOOD]
     refused = [outcome.seconds for outcome in outcomes if outcome.status == REFUSED]
+    late = sum(outcome.status == LATE for outcome in outcomes)
     in_time = sum(outcome.due + outcome.seconds <= seconds for outcome in outcomes if outcome.status == GOOD)
     told = {
         "sent": len(outcomes),
         "good": len(good),
         "refused": len(refused),
-        "failed": len(outcomes) - len(good) - len(refused),
+        "late": late,
+        "failed": len(outcomes) - len(good) - len(refused) - late,
         "good_per_second": in_time / seconds,
         "p50_ms": percentile(good, 0.5) * 1000,
         "p99_ms": percentile(good, 0.99) * 1000,

@@ -20,11 +20,12 @@ from typing import cast
 
 from benchmarks.contestants import Post
 
-GOOD, REFUSED, BROKEN = 200, 503, 0
+GOOD, REFUSED, LATE, BROKEN = 200, 503, 504, 0
 _MAX_CONNECTIONS = 8000
 _DRAIN_SECONDS = 30
 _SEED = 0
 _IN_A_ROW = 5
+_BETWEEN_PROBES_SECONDS = 0.02  # refused at once and asking again at once, a lone client would keep a core busy
 _TICK_SECONDS = 0.001  # what is due before the next is sent together with it
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 _LAST = re.compile(rb"\r\nconnection: *close", re.IGNORECASE)
@@ -216,6 +217,7 @@ class Sender:
             in_a_row = in_a_row + 1 if usual else 0
             if in_a_row == _IN_A_ROW:
                 return first
+            await asyncio.sleep(_BETWEEN_PROBES_SECONDS)
         return limit_seconds
 
     def close(self) -> None:

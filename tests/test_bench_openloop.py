@@ -100,6 +100,19 @@ async def test_recovery_is_five_good_answers_in_a_row() -> None:
     assert 0 < seconds < 60
 
 
+async def test_a_lone_client_that_is_refused_does_not_load_the_machine() -> None:
+    asked = 0
+
+    async def answer(request: bytes, writer: asyncio.StreamWriter) -> None:
+        nonlocal asked
+        asked += 1
+        writer.write(said(503))
+
+    async with listening(answer) as sender:
+        assert await sender.recover(POST, usual_seconds=30, limit_seconds=0.5) == 0.5
+    assert 1 <= asked <= 26, "one in 20 ms"
+
+
 def test_arrivals_are_a_poisson_process_and_the_same_each_time() -> None:
     streams = [Stream("a", POST, 100.0), Stream("b", POST, 10.0)]
     times = list(arrivals(streams, 50.0))
@@ -126,7 +139,7 @@ def test_answers_that_come_after_the_end_make_no_rate() -> None:
     ]
     told = tally(outcomes, seconds=2.0)
     assert told["good_per_second"] == 1.0
-    assert (told["sent"], told["good"], told["refused"], told["failed"]) == (6, 3, 1, 2)
+    assert [told[name] for name in ("sent", "good", "refused", "late", "failed")] == [6, 3, 1, 1, 1]
     assert told["refusal_p99_ms"] == pytest.approx(4.0)
     assert "refusal_p99_ms" not in tally(outcomes[:3], seconds=2.0)
 
