@@ -70,7 +70,9 @@ class Protocol(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         if self.cycle and not self.cycle.body:
-            self.cycle.body = b""  # type: ignore[assignment]  # what is added to it, and taken from it, is not copied
+            self.cycle.body = b""  # type: ignore[assignment]  # a first piece is neither copied into it nor out of it
+        elif self.cycle and isinstance(self.cycle.body, bytes):
+            self.cycle.body = bytearray(self.cycle.body)  # to which thousands of small ones can be added
         super().on_body(body)
 
     def data_received(self, data: bytes) -> None:

@@ -229,17 +229,8 @@ def test_two_servers_count_apart(fresh: Server, server: Server) -> None:
 
 
 def test_the_metrics_folder_goes_with_its_process() -> None:
-    probe = "from service.metrics import share_folder; print(share_folder())"
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", probe],
-        cwd=ROOT,
-        env=environment({}, 1),
-        capture_output=True,
-        text=True,
-        check=True,
-        timeout=60,
-    )
-    assert done.stdout.strip() and not Path(done.stdout.strip()).exists()
+    folder = _printed("from service.metrics import share_folder; print(share_folder())").strip()
+    assert folder and not Path(folder).exists()
 
 
 def test_a_forked_process_adds_beside_its_parent_and_not_in_its_place() -> None:
@@ -256,7 +247,12 @@ def test_a_forked_process_adds_beside_its_parent_and_not_in_its_place() -> None:
         counter.inc(100)
         print(metrics.exposition().decode())
     """
-    done = subprocess.run(
+    assert 'convserve_rejected_total{endpoint="/x",reason="y"} 111.0' in _printed(probe)
+
+
+def _printed(probe: str) -> str:
+    """By a process of its own that runs ``probe``."""
+    return subprocess.run(
         [sys.executable, "-W", "ignore", "-c", probe],
         cwd=ROOT,
         env=environment({}, 1),
@@ -264,5 +260,4 @@ def test_a_forked_process_adds_beside_its_parent_and_not_in_its_place() -> None:
         text=True,
         check=True,
         timeout=60,
-    )
-    assert 'convserve_rejected_total{endpoint="/x",reason="y"} 111.0' in done.stdout
+    ).stdout

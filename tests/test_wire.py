@@ -107,6 +107,9 @@ CONVERSATIONS = {
     "pipelined": [b"".join(_post("/", f"number {number}".encode()) for number in range(20))],
     "nothing": [_post("/", b"")],
     "much": [_post("/", bytes(range(256)) * 20_000)],
+    "many small pieces": [
+        b"POST / HTTP/1.1\r\nTransfer-Encoding: chunked\r\n\r\n" + b"1\r\na\r\n2\r\nbc\r\n" * 5_000 + b"0\r\n\r\n"
+    ],
     "close": [_post("/last", b"the end")],
     "head": [b"HEAD / HTTP/1.1\r\nHost: there\r\n\r\n"],
     "continue": [_post("/", b"asked first", "Expect: 100-continue")],

@@ -33,8 +33,8 @@ _DECODER_ERRORS = (
 # What a JPEG takes: for each byte, each pixel, and each of the pixels that are left once blocks were reduced to fewer.
 _SECONDS, _SECONDS_A_BYTE, _SECONDS_A_PIXEL, _SECONDS_A_PIXEL_LEFT = 1e-4, 8e-9, 0.4e-9, 6e-9
 _HEADER_BYTES = 16 * 1024  # more comments and EXIF than this take longer than the picture: they are read in Python
-# Markers of a JPEG's header (ITU-T T.81, table B.1)
 _SEGMENT = struct.Struct(">BBHBHHB")  # 0xFF, marker, length; of a frame its precision, height, width and components
+# Markers of a JPEG's header (ITU-T T.81, table B.1)
 _FRAMES = {0xC0, 0xC1}  # sequential
 _SCAN = 0xDA
 _PASSED_OVER = {0xC4, 0xDB, 0xDD, *range(0xE0, 0xF0), 0xFE}  # tables, restart interval, applications' own, comment
