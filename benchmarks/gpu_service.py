@@ -85,7 +85,7 @@ def _decode_for(card: ModelCard, picture: bytes, seconds: float) -> float:
     limits, shorter_side = Limits(), decoded_shorter_side(card.preprocess)
     count, began = 0, time.perf_counter()
     while (taken := time.perf_counter() - began) < seconds:
-        image_sample(decode_image(picture, limits, shorter_side=shorter_side).pixels, card.preprocess)
+        image_sample(decode_image(picture, limits, shorter_side=shorter_side).image, card.preprocess)
         count += 1
     return count / taken
 

@@ -69,7 +69,7 @@ class Stages:
         spec = self.card.preprocess
         if isinstance(spec, ImagePreprocess):
             picture = decode_image(data, _LIMITS, shorter_side=decoded_shorter_side(spec))
-            sample, region = image_sample(picture.pixels, spec)
+            sample, region = image_sample(picture.image, spec)
             return Prepared([sample], region=region, size=picture.size)
         if isinstance(spec, AudioPreprocess):
             windows = audio_windows(decode_audio(data, _LIMITS, sample_rate_hz=spec.sample_rate_hz), spec)

@@ -128,7 +128,7 @@ def _labelled(path: Path, target: int, preprocess: Preprocess) -> Example:
     try:
         if isinstance(preprocess, ImagePreprocess):
             picture = decode_image(data, _LIMITS, shorter_side=decoded_shorter_side(preprocess))
-            return Example([image_sample(picture.pixels, preprocess).sample], np.ones(1), target)
+            return Example([image_sample(picture.image, preprocess).sample], np.ones(1), target)
         if isinstance(preprocess, AudioPreprocess):
             sound = decode_audio(data, _LIMITS, sample_rate_hz=preprocess.sample_rate_hz)
             windows = audio_windows(sound, preprocess)
@@ -161,7 +161,7 @@ def _masked(path: Path, categories: int, preprocess: ImagePreprocess, ignore_ind
             f"{mask_path} holds the value {wrong[0]}; expected 0 to {categories - 1}, or {void} for void "
             "(--ignore-index names another value that means void)"
         )
-    sample, region = image_sample(picture.pixels, preprocess)
+    sample, region = image_sample(picture.image, preprocess)
     return Example([sample], np.ones(1), mask.astype(np.uint8), region)
 
 

@@ -122,7 +122,7 @@ class Pipeline:
     async def _classify(
         self, card: ModelCard, data: bytes, parameters: ClassifyParameters, place: Place, watch: Stopwatch
     ) -> tuple[Body, Result]:
-        _, (sample, _) = await self._picture(card, data, place, watch)
+        sample = (await self._picture(card, data, place, watch))[1].sample
         result = await _inferred(place, [sample], watch)
         with watch.stage("postprocess"):
             return postprocess.predictions(
@@ -141,7 +141,7 @@ class Pipeline:
             place_of_mask = (mask, confidence, region)
             with watch.stage("postprocess"):
                 if whole:
-                    return postprocess.overlay_png(*place_of_mask, picture.pixels, card)
+                    return postprocess.overlay_png(*place_of_mask, picture.image, card)
                 if form == "png":
                     return postprocess.palette_png(*place_of_mask, picture.size, card)
                 return postprocess.segments(*place_of_mask, picture.size, card, parameters.threshold)
@@ -173,7 +173,7 @@ class Pipeline:
             with watch.stage("decode"):
                 picture = decode_image(data, self._limits, shorter_side=shorter_side, check=place.check)
             with watch.stage("preprocess"):
-                return picture, image_sample(picture.pixels, spec)
+                return picture, image_sample(picture.image, spec)
 
         return await self._decoded(card.task, image.decoding_seconds(data, shorter_side), place, watch, work)
 

@@ -87,13 +87,13 @@ def overlay_png(
     mask: NDArray[np.uint8],
     confidence: NDArray[np.float32],
     region: Region,
-    pixels: NDArray[np.uint8],
+    picture: Image.Image,
     card: ModelCard,
 ) -> bytes:
-    """(H, W) -> a PNG of the picture ``pixels`` (H, W, 3) with the mask's colours laid over it, half and half."""
+    """(H, W) -> a PNG of the RGB ``picture`` with the mask's colours laid over it, half and half."""
     _require_finite(confidence)
-    coloured = _coloured(_cut(mask, region), pixels.shape[:2], card).convert("RGB")
-    return _png(Image.blend(Image.fromarray(pixels), coloured, 0.5))
+    coloured = _coloured(_cut(mask, region), (picture.height, picture.width), card).convert("RGB")
+    return _png(Image.blend(picture, coloured, 0.5))
 
 
 def _cut(plane: NDArray[_T], region: Region) -> NDArray[_T]:

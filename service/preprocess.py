@@ -37,9 +37,8 @@ class Windows(NamedTuple):
     weights: NDArray[np.float64]
 
 
-def image_sample(pixels: NDArray[np.uint8], spec: ImagePreprocess) -> ImageSample:
-    """(H, W, 3) of any size -> one of ``spec.sizes``, antialiased."""
-    picture = Image.fromarray(pixels)
+def image_sample(picture: Image.Image, spec: ImagePreprocess) -> ImageSample:
+    """RGB of any size -> one of ``spec.sizes``, antialiased."""
     if spec.resize == "crop":
         assert spec.shorter_side is not None  # the card checked it
         return _cropped(picture, spec.sizes[0], spec.shorter_side)

@@ -99,5 +99,5 @@ def test_the_palette_png_holds_indices_and_the_cards_colours() -> None:
 def test_the_overlay_is_half_picture_half_colour() -> None:
     pixels = np.full((4, 6, 3), 100, np.uint8)
     mask = np.ones((4, 6), np.uint8)
-    image = Image.open(io.BytesIO(overlay_png(mask, np.ones((4, 6), np.float32), WHOLE, pixels, CARD)))
+    image = Image.open(io.BytesIO(overlay_png(mask, np.ones((4, 6), np.float32), WHOLE, Image.fromarray(pixels), CARD)))
     assert image.getpixel((3, 2)) == (177, 50, 50)

@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
+from PIL import Image
 
 from service.cards import AudioPreprocess, ImagePreprocess, VideoPreprocess
-from service.preprocess import audio_windows, decoded_shorter_side, image_sample, video_windows
+from service.preprocess import ImageSample, audio_windows, decoded_shorter_side, image_sample, video_windows
 from tests import media
 
 
@@ -12,6 +13,10 @@ def crop(shorter_side: int, height: int, width: int) -> ImagePreprocess:
 
 def pad(*sizes: tuple[int, int]) -> ImagePreprocess:
     return ImagePreprocess(resize="pad", sizes=sizes)
+
+
+def shown(pixels: media.Pixels, spec: ImagePreprocess) -> ImageSample:
+    return image_sample(Image.fromarray(pixels), spec)
 
 
 def places(height: int, width: int) -> media.Pixels:
@@ -27,14 +32,14 @@ def places(height: int, width: int) -> media.Pixels:
 
 def test_crop_of_a_picture_of_the_right_size_is_its_middle() -> None:
     pixels = media.smooth(256, 340)
-    sample, region = image_sample(pixels, crop(256, 224, 224))
+    sample, region = shown(pixels, crop(256, 224, 224))
     assert np.array_equal(sample, pixels[16:240, 58:282])  # (256 - 224) / 2 and (340 - 224) / 2
     assert region == (0, 0, 224, 224)
 
 
 def test_crop_of_a_picture_of_the_very_size_is_the_picture() -> None:
     pixels = media.smooth(64, 64)
-    assert np.array_equal(image_sample(pixels, crop(64, 64, 64)).sample, pixels)
+    assert np.array_equal(shown(pixels, crop(64, 64, 64)).sample, pixels)
 
 
 @pytest.mark.parametrize(
@@ -45,7 +50,7 @@ def test_crop_takes_its_pixels_from_where_arithmetic_says(
     height: int, width: int, scale: float, top: float, left: float
 ) -> None:
     """Shorter side 64, size 56: the box begins at (side - 56 * scale) / 2, and its pixels are ``scale`` apart."""
-    sample = image_sample(places(height, width), crop(64, 56, 56)).sample.astype(float)
+    sample = shown(places(height, width), crop(64, 56, 56)).sample.astype(float)
     centres = (np.arange(56) + 0.5) * scale - 0.5
     inner = slice(2, -2)  # at the margins, the filter meets the end of the picture
     assert np.abs(sample[inner, inner, 0] - (left + centres)[None, inner]).max() <= 0.51
@@ -53,7 +58,7 @@ def test_crop_takes_its_pixels_from_where_arithmetic_says(
 
 
 def test_crop_of_a_size_that_is_not_square() -> None:
-    sample, region = image_sample(places(128, 200), crop(64, 32, 48))
+    sample, region = shown(places(128, 200), crop(64, 32, 48))
     assert sample.shape == (32, 48, 3)
     assert region == (0, 0, 32, 48)
     assert abs(int(sample[0, 0, 0]) - 52.5) <= 1  # (200 - 96) / 2, and half a step of two
@@ -62,7 +67,7 @@ def test_crop_of_a_size_that_is_not_square() -> None:
 
 def test_crop_averages_what_it_makes_smaller() -> None:
     board = (np.indices((256, 256)).sum(axis=0) % 2 * 255).astype(np.uint8)[:, :, None].repeat(3, axis=2)
-    sample = image_sample(board, crop(64, 64, 64)).sample
+    sample = shown(board, crop(64, 64, 64)).sample
     assert np.abs(sample.astype(int) - 127.5).max() < 3
 
 
@@ -71,13 +76,13 @@ def test_crop_takes_pictures_of_every_size(size: int) -> None:
     """The box is as large as the picture: a rounding error of 29 / 28 * 28 must not put it outside."""
     for side in [*range(1, 120), *range(size - 3, size + 40)]:
         for shape in ((side, side, 3), (side, side + 7, 3), (side + 7, side, 3)):
-            assert image_sample(np.full(shape, 9, np.uint8), crop(size, size, size)).sample.max() == 9
+            assert shown(np.full(shape, 9, np.uint8), crop(size, size, size)).sample.max() == 9
 
 
 @pytest.mark.parametrize("height,width", [(1, 1), (1, 500), (500, 1)])
 @pytest.mark.parametrize("spec", [crop(64, 56, 56), pad((64, 64))], ids=["crop", "pad"])
 def test_the_thinnest_pictures_become_samples(spec: ImagePreprocess, height: int, width: int) -> None:
-    sample, region = image_sample(np.full((height, width, 3), 200, np.uint8), spec)
+    sample, region = shown(np.full((height, width, 3), 200, np.uint8), spec)
     assert sample.shape == (*spec.sizes[0], 3)
     assert sample.dtype == np.uint8
     inside = sample[region.top : region.top + region.height, region.left : region.left + region.width]
@@ -104,7 +109,7 @@ def test_the_thinnest_pictures_become_samples(spec: ImagePreprocess, height: int
 def test_pad_scales_the_whole_picture_and_centres_it_on_grey(
     height: int, width: int, region: tuple[int, int, int, int]
 ) -> None:
-    sample, found = image_sample(np.full((height, width, 3), 255, np.uint8), pad((64, 64)))
+    sample, found = shown(np.full((height, width, 3), 255, np.uint8), pad((64, 64)))
     assert found == region
     top, left, inner_height, inner_width = region
     expected = np.full((64, 64, 3), 114, np.uint8)
@@ -113,7 +118,7 @@ def test_pad_scales_the_whole_picture_and_centres_it_on_grey(
 
 
 def test_the_region_of_a_padded_sample_holds_the_whole_picture() -> None:
-    sample, region = image_sample(media.quarters(120, 200), pad((96, 96)))
+    sample, region = shown(media.quarters(120, 200), pad((96, 96)))
     inside = sample[region.top : region.top + region.height, region.left : region.left + region.width]
     assert media.corners(inside) == media.CORNERS
 
@@ -133,7 +138,7 @@ def test_the_region_of_a_padded_sample_holds_the_whole_picture() -> None:
 )
 def test_the_size_that_the_picture_fills_best_is_chosen(height: int, width: int, chosen: tuple[int, int]) -> None:
     spec = pad((256, 256), (192, 320), (320, 192))
-    assert image_sample(np.zeros((height, width, 3), np.uint8), spec).sample.shape[:2] == chosen
+    assert shown(np.zeros((height, width, 3), np.uint8), spec).sample.shape[:2] == chosen
 
 
 def test_pictures_are_decoded_no_smaller_than_samples_need() -> None:

@@ -244,7 +244,7 @@ def test_a_classifier_sees_the_part_of_a_picture_that_torchvision_shows_it(torch
     shown = preset(picture).permute(1, 2, 0) * torch.tensor(preset.std) + torch.tensor(preset.mean)
     preprocess = PRETRAINED[name].preprocess
     assert isinstance(preprocess, ImagePreprocess)
-    sample = image_sample(np.asarray(picture), preprocess).sample
+    sample = image_sample(picture, preprocess).sample
     assert np.abs(sample - shown.numpy() * 255).mean() < 2  # of 255; half a pixel beside it costs 1.5, a whole one 3
 
 

@@ -1,4 +1,4 @@
-"""A picture: bytes -> uint8 (H, W, 3) in RGB, upright, no larger than it has to be."""
+"""A picture: bytes -> RGB, upright, no larger than it has to be."""
 
 import math
 import struct
@@ -55,9 +55,12 @@ _SWAPPED = {5, 6, 7, 8}  # these exchange height and width
 
 
 class Picture(NamedTuple):
-    """``pixels`` (H, W, 3) uint8 RGB, perhaps reduced; ``size`` (height, width) is the upright picture's own."""
+    """``image`` is Pillow's, in RGB, perhaps reduced; ``size`` (height, width) is the upright picture's own.
 
-    pixels: NDArray[np.uint8]
+    Not an array: what is done next to a picture is Pillow's, too, and either way between the two is a copy.
+    """
+
+    image: Image.Image
     size: tuple[int, int]
 
 
@@ -87,7 +90,7 @@ def decode_image(data: bytes, limits: Limits, *, shorter_side: int | None = None
     except _DECODER_ERRORS as error:
         raise CorruptMedia(f"the {format} picture cannot be decoded; it may be truncated or damaged") from error
     width, height = own[::-1] if orientation in _SWAPPED else own
-    return Picture(np.asarray(upright), (height, width))
+    return Picture(upright, (height, width))
 
 
 def decoding_seconds(data: bytes, shorter_side: int | None = None) -> float:
@@ -191,7 +194,7 @@ def _rgb(image: Image.Image) -> Image.Image:
         rgb = Image.new("RGB", image.size, (255, 255, 255))
         rgb.paste(rgba, mask=rgba.getchannel("A"))
         return rgb
-    return image.convert("RGB")
+    return image if image.mode == "RGB" else image.convert("RGB")  # which copies even then
 
 
 def _eight_bits(values: NDArray[np.generic]) -> NDArray[np.uint8]:
