@@ -5,7 +5,6 @@ bentoml serve service.app:ConvServe
 
 import asyncio
 import functools
-import gc
 import logging
 import multiprocessing
 import os
@@ -20,6 +19,7 @@ from typing import Any
 from service import (  # metrics before BentoML: it chooses the folder that the series are shared in
     access,
     launch,
+    memory,
     metrics,
     wire,
 )
@@ -56,8 +56,6 @@ except SettingsError as _error:
 API = create_app(SETTINGS)
 _WATCH: ContextVar[Stopwatch] = ContextVar("watch")  # of a call on BentoML's routes, whose methods see no request
 CONNECTIONS = Connections(metrics.share_folder() / "connections", SETTINGS.worker_count())
-
-_GARBAGE = 20_000  # objects between two looks for cycles, of which requests leave few; Python's 700 is every other one
 _BEHIND_OURS_SECONDS = 30  # BentoML's own timeout would answer in its own form: it lies this far above ours
 
 
@@ -175,9 +173,7 @@ class ConvServe:
             rate = model.engine.warm_up(model.max_batch)
             metrics.CALIBRATED.labels(model.card.key).set(rate)
         self._pipeline = API.state.pipeline = Pipeline(models, SETTINGS, self._give_up)
-        gc.collect()
-        gc.freeze()  # what lives for ever is not looked through again
-        gc.set_threshold(_GARBAGE)
+        memory.settle()
         # uvicorn keeps its server to itself, but has made it what SIGTERM is answered by.
         server = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
         if isinstance(server, uvicorn.Server):

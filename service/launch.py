@@ -10,13 +10,12 @@ from pathlib import Path
 
 from dotenv import dotenv_values
 
+from service import memory
+
 _ANNOUNCED = "_CONVSERVE_URL"
 _SAMPLES = Path("samples")
 _CALLS = {"classify": "cat.jpg", "segment": "tower.jpg", "audio": "seven.wav", "video": "pan-left.mp4"}
 TUNED = "tuned.env"  # in the working folder, made by ``make tune``
-# glibc reads these when a process starts. By itself it keeps a heap for each thread and whatever was once in use: 70 MB
-# a worker, which these give back, at the same speed.
-_ALLOCATOR = {"MALLOC_ARENA_MAX": "2", "MALLOC_MMAP_THRESHOLD_": "1048576", "MALLOC_TRIM_THRESHOLD_": "1048576"}
 _GRACE_SECONDS = 30  # what is in flight may take so long to finish after the drain; the README says so too
 
 
@@ -35,7 +34,7 @@ def serve() -> None:
 
 def prepare_workers() -> None:
     """In the process that starts the workers, however it was started itself: what they find in their environment."""
-    for name, value in _ALLOCATOR.items():
+    for name, value in memory.ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     # The images of `bentoml containerize` set it. Where BentoML finds it, it starts no killed worker afresh, but leaves
     # that to an orchestrator, which sees nothing: the other workers still answer /livez.
