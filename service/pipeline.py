@@ -11,7 +11,7 @@ from service import postprocess
 from service.batcher import Batcher, Place, Result
 from service.cards import AudioPreprocess, ImagePreprocess, ModelCard, Task, VideoPreprocess
 from service.catalogue import Catalogue, LoadedModel
-from service.decode import Limits, audio, image
+from service.decode import Limits, audio, cost
 from service.decode.audio import decode_audio
 from service.decode.image import Picture, decode_image
 from service.decode.video import decode_video
@@ -175,7 +175,7 @@ class Pipeline:
             with watch.stage("preprocess"):
                 return picture, image_sample(picture.image, spec)
 
-        return await self._decoded(card.task, image.decoding_seconds(data, shorter_side), place, watch, work)
+        return await self._decoded(card.task, cost.decoding_seconds(data, shorter_side), place, watch, work)
 
     def _cut(self, card: ModelCard, data: bytes, place: Place, watch: Stopwatch) -> Windows:
         spec = card.preprocess

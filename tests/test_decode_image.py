@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
 
 from service.decode import Limits
-from service.decode.image import Picture, decode_image, decoding_seconds
+from service.decode.image import Picture, decode_image
 from service.errors import CorruptMedia, MediaTooLarge, UnsupportedMedia
 from tests import media
 
@@ -31,10 +31,6 @@ def decoded(data: bytes, **options: Any) -> NDArray[np.uint8]:
     return rgb(decode_image(data, Limits(), **options))
 
 
-def chunk(name: bytes, body: bytes) -> bytes:
-    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
-
-
 def png(values: NDArray[np.unsignedinteger[Any]], colour: int, bits: int, *extra: bytes) -> bytes:
     """A PNG (ISO 15948) written by hand, as Pillow writes no 16-bit colours."""
     rows = values.astype(f">u{bits // 8}").reshape(len(values), -1)
@@ -42,10 +38,10 @@ def png(values: NDArray[np.unsignedinteger[Any]], colour: int, bits: int, *extra
     raw = b"".join(b"\0" + row.tobytes() for row in rows)
     return (
         b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", head)
+        + media.png_chunk(b"IHDR", head)
         + b"".join(extra)
-        + chunk(b"IDAT", zlib.compress(raw))
-        + chunk(b"IEND", b"")
+        + media.png_chunk(b"IDAT", zlib.compress(raw))
+        + media.png_chunk(b"IEND", b"")
     )
 
 
@@ -298,14 +294,14 @@ def test_sixteen_bits_a_colour_with_alpha_show_over_white() -> None:
 
 def test_a_transparent_level_of_sixteen_bit_grey_shows_white_and_the_rest_is_scaled() -> None:
     values = np.array([[0, 128 * 257], [200 * 257, 1000]], np.uint16)
-    shown = decoded(png(values, 0, 16, chunk(b"tRNS", struct.pack(">H", 1000))))
+    shown = decoded(png(values, 0, 16, media.png_chunk(b"tRNS", struct.pack(">H", 1000))))
     assert shown[:, :, 0].tolist() == [[0, 128], [200, 255]]
 
 
 def test_a_transparent_colour_of_sixteen_bits_shows_white() -> None:
     values = np.full((2, 2, 3), 100 * 257, np.uint16)
     values[0, 0] = (257, 514, 771)
-    shown = decoded(png(values, 2, 16, chunk(b"tRNS", struct.pack(">HHH", 257, 514, 771))))
+    shown = decoded(png(values, 2, 16, media.png_chunk(b"tRNS", struct.pack(">HHH", 257, 514, 771))))
     assert shown[0, 0].tolist() == [255] * 3
     assert (shown.reshape(-1, 3)[1:] == 100).all()
 
@@ -444,7 +440,7 @@ def huge_headers() -> dict[str, bytes]:
     ]
     return {
         "JPEG": patched(jpeg, jpeg.index(b"\xff\xc0") + 5, struct.pack(">HH", 10_000, 12_000)),
-        "PNG": patched(media.picture(pixels, "PNG"), 8, chunk(b"IHDR", head)),
+        "PNG": patched(media.picture(pixels, "PNG"), 8, media.png_chunk(b"IHDR", head)),
         "GIF": patched(gif, 6, struct.pack("<HH", 12_000, 10_000)),
         "GIF frame": patched(gif, gif.index(b",\0\0\0\0") + 5, struct.pack("<HH", 12_000, 10_000)),
         "BMP": patched(bmp, 18, struct.pack("<ii", 12_000, 10_000)),
@@ -507,7 +503,10 @@ def test_bombs_cost_no_memory(tmp_path: Any) -> None:
     bombs = {
         "small.png": media.picture(media.smooth(16, 16), "PNG"),
         "small.webp": flat,
-        "bomb.png": b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", bit_rows) + chunk(b"IEND", b""),
+        "bomb.png": b"\x89PNG\r\n\x1a\n"
+        + media.png_chunk(b"IHDR", head)
+        + media.png_chunk(b"IDAT", bit_rows)
+        + media.png_chunk(b"IEND", b""),
         "bomb.webp": patched(flat, 21, struct.pack("<I", 16_382 | 16_382 << 14)),  # one colour: nothing else to change
         "bomb.tiff": tile_bomb(),
         "bomb.bmp": media.rle_bmp(40_000_000, 1, b"\1\1\0\0\0\1"),
@@ -517,7 +516,7 @@ def test_bombs_cost_no_memory(tmp_path: Any) -> None:
     program = """
 import json, pathlib, resource, sys
 from service.decode import Limits
-from service.decode.image import decode_image, decoding_seconds
+from service.decode.image import decode_image
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 found = []
 for path in sys.argv[1:]:
@@ -575,81 +574,3 @@ def test_an_operating_system_error_of_the_check_is_not_taken_for_a_damaged_pictu
 
     with pytest.raises(TimeoutError):
         decoded(media.picture(media.smooth(16, 16), "JPEG"), check=check)
-
-
-# What may be decoded on the spot
-
-
-def small_jpeg(**options: Any) -> bytes:
-    return media.picture(media.smooth(90, 120), "JPEG", **options)
-
-
-def large_frame(data: bytes) -> bytes:
-    """The same bytes, said to be 9,000 pixels high and 12,000 wide."""
-    at = data.index(b"\xff\xc0") + 5
-    return data[:at] + struct.pack(">HH", 9_000, 12_000) + data[at + 4 :]
-
-
-def with_comment(data: bytes, comment: bytes) -> bytes:
-    return data[:2] + b"\xff\xfe" + struct.pack(">H", len(comment) + 2) + comment + data[2:]
-
-
-def with_partial_scan(data: bytes) -> bytes:
-    """Its first scan holds one of its three components, so that more scans follow."""
-    at = data.index(b"\xff\xda") + 4
-    return data[:at] + b"\1" + data[at + 1 :]
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        small_jpeg(),
-        small_jpeg(optimize=True, restart_marker_blocks=4),
-        small_jpeg(exif=media.orientation(6)),
-        with_comment(small_jpeg(), large_frame(small_jpeg())),
-        media.picture(Image.new("L", (40, 40)), "JPEG"),
-        media.picture(Image.new("CMYK", (40, 40)), "JPEG"),
-    ],
-    ids=["plain", "restarts", "exif", "thumbnail", "grey", "CMYK"],
-)
-def test_what_a_small_sequential_jpeg_takes_is_known_from_its_header(data: bytes) -> None:
-    assert 0.0001 < decoding_seconds(data, 32) <= decoding_seconds(data) < 0.0025
-
-
-def test_a_jpeg_that_is_reduced_while_it_is_decoded_takes_less() -> None:
-    data = media.picture(media.smooth(1080, 1920), "JPEG")
-    for_classes, for_masks, whole = (decoding_seconds(data, side) for side in (32, 224, None))
-    assert for_classes < for_masks < 0.008 < whole
-
-
-@pytest.mark.parametrize(
-    "data",
-    [
-        small_jpeg(progressive=True),
-        large_frame(small_jpeg()),
-        with_comment(large_frame(small_jpeg()), small_jpeg()),
-        b"\xff\xd8\xff" + large_frame(small_jpeg())[2:],
-        with_partial_scan(small_jpeg()),
-        small_jpeg() + bytes(1024 * 1024),
-        small_jpeg()[:2] + b"\xff\xfe\0\2" * 5000 + small_jpeg()[2:],
-        small_jpeg()[:100],
-        b"\xff\xd8\xff",
-        media.picture(media.smooth(16, 16), "PNG"),
-        b"",
-    ],
-    ids=[
-        "progressive",
-        "pixels",
-        "hidden",
-        "filled",
-        "scans",
-        "bytes",
-        "comments",
-        "truncated",
-        "start",
-        "PNG",
-        "nothing",
-    ],
-)
-def test_what_may_take_longer_is_not_taken_for_quick(data: bytes) -> None:
-    assert decoding_seconds(data, 32) > 0.008

@@ -105,7 +105,7 @@ async def test_a_photograph_is_decoded_where_the_worker_gains_by_it(
     pipeline = Pipeline(load_models(settings), settings, broken=lambda: None)
     try:
         for data in (
-            grey_png(5),
+            media.picture(media.smooth(9, 9), "GIF"),
             media.picture(media.smooth(2000, 3000), "JPEG"),
             media.picture(media.smooth(9, 9), "JPEG"),
         ):
@@ -114,4 +114,4 @@ async def test_a_photograph_is_decoded_where_the_worker_gains_by_it(
     finally:
         await pipeline.close()
     names = [name.partition("_")[0] for name in threads]
-    assert names == ["decode-classify", thread, "MainThread"], "a PNG, a large JPEG, a small one"
+    assert names == ["decode-classify", thread, "MainThread"], "a GIF, a large JPEG, a small one"

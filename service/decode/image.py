@@ -30,14 +30,6 @@ _DECODER_ERRORS = (
     OverflowError,
     struct.error,
 )
-# What a JPEG takes: for each byte, each pixel, and each of the pixels that are left once blocks were reduced to fewer.
-_SECONDS, _SECONDS_A_BYTE, _SECONDS_A_PIXEL, _SECONDS_A_PIXEL_LEFT = 1e-4, 8e-9, 0.4e-9, 6e-9
-_HEADER_BYTES = 16 * 1024  # more comments and EXIF than this take longer than the picture: they are read in Python
-_SEGMENT = struct.Struct(">BBHBHHB")  # 0xFF, marker, length; of a frame its precision, height, width and components
-# Markers of a JPEG's header (ITU-T T.81, table B.1)
-_FRAMES = {0xC0, 0xC1}  # sequential
-_SCAN = 0xDA
-_PASSED_OVER = {0xC4, 0xDB, 0xDD, *range(0xE0, 0xF0), 0xFE}  # tables, restart interval, applications' own, comment
 _GAP = 2  # decoders may reduce a picture to twice the size that is wanted: the last, careful step has that much to go
 _MAX_RLE_PIXELS = 1_000_000  # Pillow unpacks a run-length coded BMP in Python: 1 kB kept it busy for 23 seconds
 _BLOCK = 1 << 20
@@ -71,7 +63,7 @@ def decode_image(data: bytes, limits: Limits, *, shorter_side: int | None = None
     """
     format = accepted_format(data, "image")
     if format == "WebP":
-        _check_size(_webp_size(data), limits)  # Pillow allocates a WebP's canvas when it opens the file
+        _check_size(webp_size(data), limits)  # Pillow allocates a WebP's canvas when it opens the file
     check()
     try:
         with Image.open(BytesIO(data), formats=[format]) as image:
@@ -79,7 +71,7 @@ def decode_image(data: bytes, limits: Limits, *, shorter_side: int | None = None
             _check_coding(image, limits)
             own = image.size
             if shorter_side is not None:
-                image.draft(None, _at_least(own, shorter_side))  # None keeps the mode
+                image.draft(None, at_least(own, shorter_side))  # None keeps the mode
             image.load()
             if format == "TIFF":
                 own = image.size  # Pillow has turned it upright
@@ -91,37 +83,6 @@ def decode_image(data: bytes, limits: Limits, *, shorter_side: int | None = None
         raise CorruptMedia(f"the {format} picture cannot be decoded; it may be truncated or damaged") from error
     width, height = own[::-1] if orientation in _SWAPPED else own
     return Picture(upright, (height, width))
-
-
-def decoding_seconds(data: bytes, shorter_side: int | None = None) -> float:
-    """About how long ``decode_image`` takes at most, of a JPEG that by its short header has one scan of all components,
-    after which decoders stop. Infinite of everything else: there is no telling before it is decoded."""
-    if data[:2] != b"\xff\xd8":
-        return math.inf
-    size, components, at, end = (0, 0), 0, 2, min(len(data), _HEADER_BYTES) - _SEGMENT.size
-    while at <= end:
-        prefix, marker, length, first, height, width, count = _SEGMENT.unpack_from(data, at)
-        if prefix != 0xFF:
-            break
-        if marker in _FRAMES:
-            size, components = (width, height), count
-        elif marker == _SCAN:
-            alone = 0 not in size and first == components
-            return _jpeg_seconds(len(data), size, shorter_side) if alone else math.inf
-        elif marker not in _PASSED_OVER:
-            break
-        at += 2 + length
-    return math.inf
-
-
-def _jpeg_seconds(length: int, size: tuple[int, int], shorter_side: int | None) -> float:
-    pixels = size[0] * size[1]
-    left = float(pixels)
-    if shorter_side is not None:
-        wanted = _at_least(size, shorter_side)
-        times = min(size[0] // wanted[0], size[1] // wanted[1])
-        left = pixels / next(fewer**2 for fewer in (8, 4, 2, 1) if fewer <= times)
-    return _SECONDS + length * _SECONDS_A_BYTE + pixels * _SECONDS_A_PIXEL + left * _SECONDS_A_PIXEL_LEFT
 
 
 def _check_size(size: tuple[int, int], limits: Limits) -> None:
@@ -153,7 +114,7 @@ def _orientation(image: Image.Image) -> int:
     return stated if stated in _UPRIGHT else 1
 
 
-def _webp_size(data: bytes) -> tuple[int, int]:
+def webp_size(data: bytes) -> tuple[int, int]:
     """Width and height as a WebP's first chunk declares them (RFC 9649, section 2)."""
     chunk, body = data[12:16], data[20:30]
     if len(body) < 10:
@@ -168,7 +129,8 @@ def _webp_size(data: bytes) -> tuple[int, int]:
     return int.from_bytes(body[6:8], "little") & 0x3FFF, int.from_bytes(body[8:10], "little") & 0x3FFF
 
 
-def _at_least(size: tuple[int, int], shorter_side: int) -> tuple[int, int]:
+def at_least(size: tuple[int, int], shorter_side: int) -> tuple[int, int]:
+    """What decoders may reduce a picture of ``size`` to, (width, height) as it is stored, by ``shorter_side``."""
     scale = min(1.0, _GAP * shorter_side / min(size))
     return math.ceil(size[0] * scale), math.ceil(size[1] * scale)
 
