@@ -54,9 +54,10 @@ class Pipeline:
     def __init__(self, models: list[LoadedModel], settings: Settings, broken: Callable[[], None]) -> None:
         self.catalogue = Catalogue((model.card for model in models), settings.default_models)
         self._limits: Limits = settings.limits()
-        # Decoders of their own for each task: a clip that decodes for seconds keeps no picture waiting.
+        # Decoders of their own for each task: a clip that decodes for seconds keeps no picture waiting. One more where
+        # lengths differ by as much; pictures would but push each other out of the caches.
         cores = settings.threads_per_worker()
-        threads = cores + 1
+        threads = {task: cores + (task in ("audio", "video")) for task in self.catalogue.tasks()}
         self._at_once_seconds = _AT_ONCE_SECONDS if cores > 1 else _AT_ONCE_SECONDS_ONE_CORE
         self._batchers: dict[str, Batcher] = {
             model.card.key: Batcher(
@@ -65,7 +66,7 @@ class Pipeline:
                 max_batch=model.max_batch,
                 queue_samples=settings.queue_samples,
                 on_cpu=model.engine.provider == CPU,
-                decoders=threads,
+                decoders=threads[model.card.task],
                 at_once_seconds=self._at_once_seconds,
                 broken=broken,
             )
@@ -75,7 +76,7 @@ class Pipeline:
             task: [self._batchers[card.key].admission for card in self.catalogue.of(task)]
             for task in self.catalogue.tasks()
         }
-        self._decoders = {task: workers(threads, f"decode-{task}") for task in self.catalogue.tasks()}
+        self._decoders = {task: workers(count, f"decode-{task}") for task, count in threads.items()}
 
     def check_room(self, task: Task) -> None:
         """Raises ``QueueFull`` or ``NotReady`` if no model of ``task`` would take anything, so that nobody has to read
