@@ -4,6 +4,7 @@ make bench                                                   everything: a few h
 python -m benchmarks.bench --quick                           everything, too briefly to rely on
 python -m benchmarks.bench --networks resnet20 --only limit starlette convserve mosec --connections 16 64
 python -m benchmarks.bench --scenarios overload --merge      adds to the machine's results
+python -m benchmarks.bench --networks cifar10 --file photo.png --results elsewhere    as a load of one's own
 """
 
 import argparse
@@ -19,6 +20,7 @@ from benchmarks.chart import draw
 from benchmarks.contestants import CONTESTANTS, CONVSERVE
 from benchmarks.load import LoadError, generator
 from benchmarks.measuring import Plan
+from benchmarks.networks import Network
 from benchmarks.report import markdown
 from benchmarks.results import Measurement, Results
 from benchmarks.servers import NotServing
@@ -74,10 +76,24 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--quick", action="store_true", help="one round of 2 seconds, 10 of open-loop load")
     parser.add_argument("--merge", action="store_true", help="keep what was measured before and is not measured now")
     parser.add_argument("--results", type=Path, default=results.FOLDER, metavar="FOLDER")
+    parser.add_argument("--file", type=Path, help="sent to all instead of the usual; needs other --results")
     chosen = parser.parse_args(argv)
+    if chosen.file and (chosen.merge or chosen.results.resolve() == results.FOLDER.resolve()):
+        parser.error("what is measured with --file goes into a --results of its own, and is not merged")
+    if chosen.file and not chosen.file.is_file():
+        parser.error(f"--file {chosen.file} is not a file")
     if chosen.quick:
         chosen.rounds, chosen.seconds, chosen.overload_seconds = 1, 2, 10
     return chosen
+
+
+def sent(chosen: argparse.Namespace) -> list[Network]:
+    """The networks, each with what it is sent."""
+    usual = [networks.network(name) for name in chosen.networks]
+    if chosen.file is None:
+        return usual
+    body = chosen.file.read_bytes()
+    return [replace(network, body=body) for network in usual]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -89,7 +105,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     run, cores = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), usable_cores()
     plan = Plan(
         contestants=chosen.only,
-        networks=[networks.network(name) for name in chosen.networks],
+        networks=sent(chosen),
         connections=chosen.connections,
         cores=cores,
         rounds=chosen.rounds,

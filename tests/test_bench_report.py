@@ -131,6 +131,34 @@ def test_quick_is_one_round() -> None:
     assert (chosen.rounds, chosen.only, chosen.networks) == (1, ["limit", "mosec"], ["resnet20"])
 
 
+def test_a_file_of_one_s_own_is_what_every_network_is_sent(tmp_path: Path) -> None:
+    photo = tmp_path / "photo.png"
+    photo.write_bytes(b"pixels")
+    chosen = bench.options(["--networks", "cifar10", "digits", "--file", str(photo), "--results", str(tmp_path)])
+    assert [(network.name, network.body) for network in bench.sent(chosen)] == [
+        ("cifar10", b"pixels"),
+        ("digits", b"pixels"),
+    ]
+
+
+@pytest.mark.parametrize(
+    "options,why",
+    [
+        (["--file", "PHOTO"], "of its own"),
+        (["--file", "PHOTO", "--results", "elsewhere", "--merge"], "not merged"),
+        (["--file", "nowhere.png", "--results", "elsewhere"], "nowhere.png is not a file"),
+    ],
+)
+def test_another_load_is_not_mixed_with_the_usual_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], options: list[str], why: str
+) -> None:
+    photo = tmp_path / "photo.png"
+    photo.touch()
+    with pytest.raises(SystemExit):
+        bench.options([str(photo) if option == "PHOTO" else option for option in options])
+    assert why in capsys.readouterr().err
+
+
 def test_an_unknown_peer_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         bench.options(["--only", "triton"])
