@@ -1,13 +1,9 @@
-"""What a worker holds of memory that it does not use."""
+"""What a worker holds of memory once it has started."""
 
 import ctypes
 import gc
 import sys
 from contextlib import suppress
-
-# glibc reads it when a process starts; by itself it keeps a heap for each thread. Which blocks it gives back at once is
-# left to it, as it learns that from what comes: bounds fixed here cost up to 9% of a large picture, in page faults.
-ENVIRONMENT = {"MALLOC_ARENA_MAX": "2"}
 
 _GARBAGE = 20_000  # objects between two looks for cycles, of which requests leave few; Python's 700 is every other one
 

@@ -4,6 +4,7 @@ import math
 import struct
 
 from service.decode.image import at_least, webp_size
+from service.decode.sniff import recognise
 
 _SECONDS = 1e-4
 # What a JPEG takes: for each byte, each pixel, and each of the pixels that are left once blocks were reduced to fewer.
@@ -20,7 +21,6 @@ _FRAMES = {0xC0, 0xC1}  # sequential
 _SCAN = 0xDA
 _PASSED_OVER = {0xC4, 0xDB, 0xDD, *range(0xE0, 0xF0), 0xFE}  # tables, restart interval, applications' own, comment
 
-_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _PNG_HEADER = struct.Struct(">8xI4sIIBB2xB4x")  # length, name, width, height, depth, colour type, interlacing
 _CHUNK = struct.Struct(">I4s")  # length, name; a checksum follows the content
 _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of a PNG's colour types (PNG 3rd edition, table 8)
@@ -28,6 +28,7 @@ _CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}  # of a PNG's colour types (PNG 3rd e
 _PLAIN = {b"IDAT", b"iCCP", b"PLTE", b"tRNS", b"gAMA", b"cHRM", b"sRGB", b"sBIT", b"bKGD", b"pHYs", b"tIME", b"tEXt"}
 _MAX_CHUNKS = 64  # each takes Python some 10 microseconds
 
+_WEBP_PICTURES = {b"VP8 ", b"VP8L"}  # first chunks that nothing else follows (RFC 9649, section 2)
 _WEBP_HEADER_BYTES = 30  # as far as where the size is
 
 
@@ -35,11 +36,12 @@ def decoding_seconds(data: bytes, shorter_side: int | None = None) -> float:
     """About how long ``decode_image`` takes at most, of a JPEG that by its short header has one scan of all components,
     after which decoders stop; of a PNG that is not interlaced and is little but pixels; of a WebP that is nothing else.
     Infinite of everything else: there is no telling before it is decoded."""
-    if data.startswith(b"\xff\xd8"):
+    format = recognise(data[:64])
+    if format == "JPEG":
         return _jpeg_seconds(data, shorter_side)
-    if data.startswith(_SIGNATURE):
+    if format == "PNG":
         return _png_seconds(data)
-    if data[8:16] in (b"WEBPVP8 ", b"WEBPVP8L") and len(data) >= _WEBP_HEADER_BYTES:
+    if format == "WebP" and data[12:16] in _WEBP_PICTURES and len(data) >= _WEBP_HEADER_BYTES:
         width, height = webp_size(data)
         return _SECONDS + len(data) * _WEBP_BYTE + width * height * _WEBP_PIXEL
     return math.inf
