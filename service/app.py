@@ -9,6 +9,7 @@ import logging
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 import time
 from contextvars import ContextVar
@@ -35,6 +36,7 @@ from service.catalogue import check_loadable, load_models
 from service.connections import Connections
 from service.engine import DeviceUnusable
 from service.errors import BodyTimeout, EmptyBody, NotReady, ServiceError
+from service.handover import Handover
 from service.inputs import counted
 from service.pipeline import Body, Pipeline
 from service.schemas import ClassifyParameters, Parameters, Prediction, Segment, SegmentParameters, WindowParameters
@@ -45,7 +47,6 @@ from service.traces import Traces, exporter_name
 logger = logging.getLogger("convserve")
 access.set_up_logging()
 launch.prepare_workers()
-wire.use()
 
 try:
     SETTINGS = Settings.read()
@@ -56,6 +57,7 @@ except SettingsError as _error:
 API = create_app(SETTINGS)
 _WATCH: ContextVar[Stopwatch] = ContextVar("watch")  # of a call on BentoML's routes, whose methods see no request
 CONNECTIONS = Connections(metrics.share_folder() / "connections", SETTINGS.worker_count())
+wire.use(CONNECTIONS.pass_on)
 _BEHIND_OURS_SECONDS = 30  # BentoML's own timeout would answer in its own form: it lies this far above ours
 
 
@@ -147,6 +149,7 @@ class ConvServe:
     def __init__(self) -> None:
         self._pipeline: Pipeline | None = None
         self._broken = self._leaving = False
+        self._taking: set[asyncio.Task[object]] = set()
 
     @bentoml.on_deployment
     @staticmethod
@@ -172,13 +175,16 @@ class ConvServe:
         for model in models:
             rate = model.engine.warm_up(model.max_batch)
             metrics.CALIBRATED.labels(model.card.key).set(rate)
-        self._pipeline = API.state.pipeline = Pipeline(models, SETTINGS, self._give_up)
+        self._pipeline = API.state.pipeline = Pipeline(
+            models, SETTINGS, broken=self._give_up, working=CONNECTIONS.working
+        )
         memory.settle()
         # uvicorn keeps its server to itself, but has made it what SIGTERM is answered by.
         server = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
         if isinstance(server, uvicorn.Server):
-            CONNECTIONS.watch(server, (bentoml.server_context.worker_index or 1) - 1)
-            self._counting = asyncio.create_task(CONNECTIONS.keep_counting())
+            index = (bentoml.server_context.worker_index or 1) - 1
+            CONNECTIONS.watch(server, index, self._handover(server, index))
+            self._telling = asyncio.create_task(CONNECTIONS.keep_telling())
             asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._leave, server)
         metrics.expect(f"{way_in}/{task}" for way_in in ("", "/bento") for task in self._pipeline.catalogue.tasks())
         metrics.WORKERS.set(1)
@@ -233,6 +239,18 @@ class ConvServe:
             return answer.body
         except ServiceError as error:
             raise _refused(f"/bento/{task}", error) from error
+
+    def _handover(self, server: uvicorn.Server, index: int) -> Handover | None:
+        def take(connection: socket.socket, received: bytes) -> None:
+            taking = wire.take(server, connection, received)
+            self._taking.add(taking)
+            taking.add_done_callback(self._taking.discard)
+
+        try:
+            return Handover(metrics.share_folder(), index, take)
+        except OSError as error:  # the folder's name is too long for a socket's
+            logger.warning("every connection stays with the worker that accepts it: %s", error)
+            return None
 
     def _leave(self, server: uvicorn.Server) -> None:
         """What SIGTERM asks for: out of readiness first, while requests that still come are answered and their clients

@@ -1,23 +1,28 @@
-"""Keeps the clients' connections spread over the workers, and sends the clients away before the worker stops.
+"""Which worker answers whom: one that is at rest rather than one that works, and else each its share.
 
 All workers accept from one socket, and whichever is quicker takes a connection for good, as clients keep theirs: one of
-two workers may hold nearly all of them, and one that was started afresh none. So each worker writes how many it has
-where the others see it, and one that has clearly more than its share closes one after an answer, now and then; where
-the client comes back, the others have more time to take it.
+two workers may hold nearly all of them, and one that was started afresh none; two requests may meet in one worker while
+the other does nothing. So each worker writes what it has where the others see it, and passes on a request that begins
+to come, with its connection: to a worker that is at rest, if it is not so itself, or to the one with the fewest
+connections, if it has clearly more than its share.
 """
 
 import asyncio
+import math
 import mmap
 import struct
 import time
 from collections.abc import Callable, Collection
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-_SECONDS_BETWEEN = 0.02  # two that are closed, for the first one's client to arrive elsewhere
-_SECONDS_BETWEEN_COUNTS = 0.5  # where there are no answers that would bring one about
-_SLACK = 0.1  # of a fair share; and one connection
-_COUNT = struct.Struct("q")
+from service.handover import Handover
+
+_REST_SECONDS = 0.001  # who is at rest for less has but answered: the next question is on its way
+_SECONDS_BETWEEN = 0.02  # two looks at the shares
+_SLACK = 0.1  # of a fair share, that nobody minds
+_SECONDS_BETWEEN_WORDS = 0.2  # of a worker in which nothing happens
+_SILENT_SECONDS = 1.0  # who has said nothing for so long is dead, or hangs: nobody gives it anything
 
 
 class State(Protocol):
@@ -35,50 +40,100 @@ class Server(Protocol):
     def server_state(self) -> State: ...
 
 
+class Row(NamedTuple):
+    """What a worker tells the others; times are monotonic seconds."""
+
+    connections: int
+    at_rest_since: float  # infinity while it works
+    told_at: float
+
+
+_ROW = struct.Struct("qdd")
+
+
 class Connections:
     """One worker's view. ``file`` is shared by all ``workers``."""
 
     def __init__(self, file: Path, workers: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._file, self._workers, self._clock = file, workers, clock
         self._server: Server | None = None
-        self._looked_at = clock()
+        self._handover: Handover | None = None
+        self._looked_at = self._at_rest_since = clock()
         self._leaving = False
 
-    def watch(self, server: Server, index: int) -> None:
-        """``server`` is that of worker number ``index``, from 0. Until this is called, nothing is closed."""
+    def watch(self, server: Server, index: int, handover: Handover | None = None) -> None:
+        """``server`` is that of worker number ``index``, from 0. Until this is called, and without ``handover``,
+        nothing is passed on."""
         with self._file.open("a+b") as shared:
-            shared.truncate(self._workers * _COUNT.size)
-            self._counts = mmap.mmap(shared.fileno(), self._workers * _COUNT.size)
-        self._server, self._index = server, index
-        self.count()  # what a worker that died had is nobody's any more
+            shared.truncate(self._workers * _ROW.size)
+            self._table = mmap.mmap(shared.fileno(), self._workers * _ROW.size)
+        self._server, self._index, self._handover = server, index, handover
+        self.tell()  # what a worker that died had is nobody's any more
 
     def send_away(self) -> None:
         """From now on every answer ends its connection: only with an answer can HTTP/1.1 tell a client to go."""
         self._leaving = True
+        if self._server is not None:
+            self.tell()
 
     def closes(self) -> bool:
         """Whether the connection that an answer is about to go to ends with it."""
-        if self._server is None:
-            return False
-        if self._leaving or self._server.should_exit:
-            return True
-        now = self._clock()
-        if now - self._looked_at < _SECONDS_BETWEEN:
-            return False
-        self._looked_at = now
-        mine = self.count()
-        share: float = sum(count for (count,) in _COUNT.iter_unpack(self._counts[:])) / self._workers
-        return mine > share * (1 + _SLACK) + 1
+        return self._leaving or (self._server is not None and self._server.should_exit)
 
-    def count(self) -> int:
-        """How many this worker has, from now on also where the others see it."""
+    def working(self, works: bool) -> None:
+        """Whether there is anything in hand, from now on."""
+        self._at_rest_since = math.inf if works else self._clock()
+        if self._server is not None:
+            self.tell()
+
+    def tell(self) -> None:
+        """What this worker has, from now on also where the others see it."""
         assert self._server is not None
-        held = len(self._server.server_state.connections)
-        _COUNT.pack_into(self._counts, self._index * _COUNT.size, held)
-        return held
+        at_rest_since = math.inf if self.closes() else self._at_rest_since
+        self._write(self._index, Row(len(self._server.server_state.connections), at_rest_since, self._clock()))
 
-    async def keep_counting(self) -> None:
-        """For a worker that has nothing to answer any more: what it had last would count as its share."""
+    async def keep_telling(self) -> None:
+        """For a worker in which nothing happens: what it had last would count as its share, and it as dead."""
         while True:
-            self.count()
-            await asyncio.sleep(_SECONDS_BETWEEN_COUNTS)
+            self.tell()
+            await asyncio.sleep(_SECONDS_BETWEEN_WORDS)
+
+    def pass_on(self, transport: asyncio.BaseTransport, received: bytes, in_hand: int) -> bool:
+        """Whether the request that begins with ``received`` went to another worker, with its connection: then the
+        caller only aborts its ``transport``. This worker has ``in_hand`` requests beside it."""
+        if self._workers == 1 or self._handover is None or self.closes():
+            return False
+        taker = self.taker(in_hand)
+        if taker is None:
+            return False
+        row = Row(*_ROW.unpack_from(self._table, taker * _ROW.size))
+        given = self._handover.give(taker, transport.get_extra_info("socket").fileno(), received)
+        # It will say so itself, but the next request may come here before. Who is not there is taken to be silent.
+        self._write(taker, Row(row.connections + given, math.inf, row.told_at if given else 0.0))
+        return given
+
+    def taker(self, in_hand: int) -> int | None:
+        """The worker that should rather have a request that begins to come here, where ``in_hand`` are already."""
+        now = self._clock()
+        look = now - self._looked_at >= _SECONDS_BETWEEN
+        if not in_hand and not look:
+            return None
+        if look:
+            self._looked_at = now
+            self.tell()
+        rows = [Row(*row) for row in _ROW.iter_unpack(self._table[:])]
+        others = [
+            index for index, row in enumerate(rows) if index != self._index and now - row.told_at < _SILENT_SECONDS
+        ]
+        if not others:
+            return None
+        rested = min(others, key=lambda index: rows[index].at_rest_since)
+        if in_hand and now - rows[rested].at_rest_since >= _REST_SECONDS:
+            return rested
+        fewest = min(others, key=lambda index: rows[index].connections)
+        mine = rows[self._index].connections
+        fair = sum(row.connections for row in rows) / self._workers * (1 + _SLACK)
+        return fewest if look and mine > fair and mine > rows[fewest].connections + 1 else None
+
+    def _write(self, index: int, row: Row) -> None:
+        _ROW.pack_into(self._table, index * _ROW.size, *row)

@@ -49,9 +49,19 @@ class Answer(NamedTuple):
 
 
 class Pipeline:
-    """Every loaded model with its queue, and the threads that decode. Lives in one event loop."""
+    """Every loaded model with its queue, and the threads that decode. Lives in one event loop.
 
-    def __init__(self, models: list[LoadedModel], settings: Settings, broken: Callable[[], None]) -> None:
+    ``broken`` is called when an engine is; ``working`` whenever there begins or ceases to be anything in hand.
+    """
+
+    def __init__(
+        self,
+        models: list[LoadedModel],
+        settings: Settings,
+        broken: Callable[[], None],
+        working: Callable[[bool], None] = lambda works: None,
+    ) -> None:
+        self._working, self._in_hand = working, 0  # requests
         self.catalogue = Catalogue((model.card for model in models), settings.default_models)
         self._limits: Limits = settings.limits()
         # Decoders of their own for each task: a clip that decodes for seconds keeps no picture waiting. One more where
@@ -103,17 +113,26 @@ class Pipeline:
         if not data:
             raise EmptyBody
         watch = watch or Stopwatch()
-        async with self._batchers[card.key].reserve(deadline) as place:
-            if card.task == "segment":
-                assert isinstance(parameters, SegmentParameters)
-                body, result = await self._segment(card, data, parameters, form, place, watch)
-            elif card.task == "classify":
-                assert isinstance(parameters, ClassifyParameters)
-                body, result = await self._classify(card, data, parameters, place, watch)
-            else:
-                assert isinstance(parameters, WindowParameters)
-                body, result = await self._windows(card, data, parameters, place, watch)
+        self._count(1)
+        try:
+            async with self._batchers[card.key].reserve(deadline) as place:
+                if card.task == "segment":
+                    assert isinstance(parameters, SegmentParameters)
+                    body, result = await self._segment(card, data, parameters, form, place, watch)
+                elif card.task == "classify":
+                    assert isinstance(parameters, ClassifyParameters)
+                    body, result = await self._classify(card, data, parameters, place, watch)
+                else:
+                    assert isinstance(parameters, WindowParameters)
+                    body, result = await self._windows(card, data, parameters, place, watch)
+        finally:
+            self._count(-1)
         return Answer(body, watch.seconds, max(run.size for run in result.runs))
+
+    def _count(self, more: int) -> None:
+        before, self._in_hand = self._in_hand, self._in_hand + more
+        if not before or not self._in_hand:
+            self._working(self._in_hand > 0)
 
     async def close(self) -> None:
         await asyncio.gather(*(batcher.close() for batcher in self._batchers.values()))

@@ -5,15 +5,20 @@ two calls of the kernel and two packets, and wakes the client twice.
 
 Whether the client is still there: ASGI tells it only to who waits for it, which takes a task for every request. And
 whether all of the body is there, so that nobody has to set an alarm before it is read.
+
+A request that begins to come may be another worker's: ``passes_on`` is asked, and gives it away with its connection.
 """
 
 import asyncio
-from collections.abc import MutableMapping
-from typing import Any, cast
+import socket
+from collections.abc import Callable, MutableMapping
+from typing import Any, ClassVar, cast
 
+import uvicorn
 from uvicorn import config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+PassesOn = Callable[[asyncio.Transport, bytes, int], bool]  # a connection, what came of it, requests in hand beside it
 _LEFT, _WHOLE = "convserve.left", "convserve.whole"
 
 
@@ -40,6 +45,11 @@ class Gathered:
     def is_closing(self) -> bool:
         return self._transport.is_closing()
 
+    @property
+    def sent(self) -> bool:
+        """Whether the kernel has all that was written."""
+        return not self._held and not self._transport.get_write_buffer_size()
+
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
 
@@ -50,23 +60,43 @@ class Gathered:
 
 
 class Protocol(HttpToolsProtocol):
-    """uvicorn's, on such a transport, with a future in every scope that is done when the client has left."""
+    """uvicorn's, on such a transport, with a future in every scope that is done when the client has left. ``received``
+    is what another worker has read already."""
 
-    def __init__(self, *args: Any, **options: Any) -> None:
+    passes_on: PassesOn = staticmethod(lambda transport, received, in_hand: False)
+    in_hand: ClassVar[set["Protocol"]] = set()  # those whose request is not answered yet
+
+    def __init__(self, *args: Any, received: bytes = b"", **options: Any) -> None:
         super().__init__(*args, **options)
+        self._received, self._amid = received, False  # a request
         self.access_log = False  # a line that nobody reads would be made for each answer: service.access has one
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._left = self.loop.create_future()
         super().connection_made(cast(asyncio.Transport, Gathered(transport)))
+        if self._received:
+            super().data_received(self._received)
+            self._received = b""
+            self.loop.call_soon(self._pause)
 
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
+        self.in_hand.discard(self)
         self._left.set_result(None)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
+        self._amid = True
         self.scope["extensions"] = {_LEFT: self._left}  # type: ignore[dict-item]
+
+    def on_headers_complete(self) -> None:
+        super().on_headers_complete()
+        if self.cycle and not self.cycle.response_complete:  # it is no upgrade, which another protocol would end
+            self.in_hand.add(self)
+
+    def on_response_complete(self) -> None:
+        self.in_hand.discard(self)
+        super().on_response_complete()
 
     def on_body(self, body: bytes) -> None:
         if self.cycle and not self.cycle.body:
@@ -76,6 +106,9 @@ class Protocol(HttpToolsProtocol):
         super().on_body(body)
 
     def data_received(self, data: bytes) -> None:
+        if not self._amid and self._passed_on(data):
+            self.transport.abort()
+            return
         super().data_received(data)
         # It ended the timer for connections at rest, which only answers start. After what was answered before its body
         # was all there none may ever come.
@@ -88,9 +121,37 @@ class Protocol(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         super().on_message_complete()
+        self._amid = False
         self.scope["extensions"][_WHOLE] = True  # type: ignore[assignment]
         if not self.pipeline:  # nobody asks for more of the body, which would go on reading what was paused
             self.flow.resume_reading()
+
+    def _passed_on(self, data: bytes) -> bool:
+        at_rest = self.cycle is None or self.cycle.response_complete
+        if not (at_rest and self.scheme == "http" and cast(Gathered, self.transport).sent):
+            return False
+        return self.passes_on(self.transport, data, len(self.in_hand))
+
+    def _pause(self) -> None:
+        """uvloop pauses nothing before it has begun to read, which is after ``connection_made``."""
+        if self.flow.read_paused:
+            self.transport.pause_reading()
+
+
+def take(server: uvicorn.Server, connection: socket.socket, received: bytes) -> asyncio.Task[object]:
+    """Serves a connection that another worker has accepted, and ``received`` of it."""
+    loop = asyncio.get_running_loop()
+
+    def protocol() -> Protocol:
+        return Protocol(
+            config=server.config,
+            server_state=server.server_state,
+            app_state=server.lifespan.state,
+            received=received,
+            _loop=loop,
+        )
+
+    return loop.create_task(loop.connect_accepted_socket(protocol, connection))
 
 
 def left(scope: MutableMapping[str, Any]) -> asyncio.Future[None] | None:
@@ -104,6 +165,7 @@ def whole(scope: MutableMapping[str, Any]) -> bool:
     return _WHOLE in scope.get("extensions", {})
 
 
-def use() -> None:
+def use(passes_on: PassesOn) -> None:
     """For all servers of this process. BentoML lets nobody choose a protocol, and takes the one that is called auto."""
+    Protocol.passes_on = staticmethod(passes_on)
     config.HTTP_PROTOCOLS["auto"] = f"{__name__}:{Protocol.__name__}"

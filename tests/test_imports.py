@@ -26,7 +26,7 @@ LAYERS = [
     {"engine", "repository", "postprocess"},
     {"decode", "preprocess", "schemas", "providers", "buffers"},
     {"cards", "metrics"},
-    {"errors", "gpu", "memory", "pace", "stopwatch", "threads", "turns"},
+    {"errors", "gpu", "handover", "memory", "pace", "stopwatch", "threads", "turns"},
 ]
 
 

@@ -12,7 +12,7 @@ from service.cards import ModelCard
 from service.catalogue import LoadedModel, load_models
 from service.decode.image import Picture, decode_image
 from service.engine import CPU, Engine
-from service.errors import QueueFull
+from service.errors import QueueFull, ServiceError
 from service.pipeline import Pipeline
 from service.schemas import ClassifyParameters
 from service.settings import Settings
@@ -58,6 +58,25 @@ async def _until(queue: Admission, *, running: int, waiting: int) -> None:
     async with asyncio.timeout(10):
         while (queue.running, queue.waiting) != (running, waiting):
             await asyncio.sleep(0.001)
+
+
+async def test_it_says_when_there_begins_and_ceases_to_be_anything_in_hand(pipeline: Pipeline) -> None:
+    said: list[bool] = []
+    pipeline._working = said.append
+    card = pipeline.catalogue.find("classify", "second")
+    work = ClassifyParameters(), time.monotonic() + 20
+    answering = asyncio.create_task(pipeline.answer(card, grey_png(5), work[0], deadline=work[1]))
+    await _until(pipeline._batchers[card.key].admission, running=1, waiting=0)
+    with pytest.raises(ServiceError):
+        await pipeline.answer(card, b"no picture", work[0], deadline=work[1])
+    assert said == [True]
+    cast(Stuck, pipeline._batchers[card.key]._engine._engine).go.set()
+    with pytest.raises(ServiceError):
+        await answering
+    assert said == [True, False]
+    with pytest.raises(ServiceError):
+        await pipeline.answer(card, b"no picture", work[0], deadline=work[1])
+    assert said == [True, False, True, False]
 
 
 async def test_a_task_has_room_until_the_queue_of_every_model_is_full(pipeline: Pipeline) -> None:

@@ -2,11 +2,14 @@
 
 import asyncio
 import contextlib
+import os
 import re
-from collections.abc import AsyncIterator
+import socket
+from collections.abc import AsyncIterator, Callable
 
 import pytest
 import uvicorn
+import uvloop
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service import wire
@@ -84,6 +87,14 @@ async def _app(scope: Scope, receive: Receive, send: Send) -> None:
 
 @contextlib.asynccontextmanager
 async def _serving(protocol: type[asyncio.Protocol], app: App = _app, patience: int = 5) -> AsyncIterator[int]:
+    async with _running(protocol, app, patience) as server:
+        yield server.servers[0].sockets[0].getsockname()[1]
+
+
+@contextlib.asynccontextmanager
+async def _running(
+    protocol: type[asyncio.Protocol], app: App = _app, patience: int = 5
+) -> AsyncIterator[uvicorn.Server]:
     config = uvicorn.Config(
         app, http=protocol, lifespan="off", log_config=None, port=0, date_header=False, timeout_keep_alive=patience
     )
@@ -92,7 +103,7 @@ async def _serving(protocol: type[asyncio.Protocol], app: App = _app, patience: 
     async with asyncio.timeout(20):
         while not server.started:
             await asyncio.sleep(0.01)
-        yield server.servers[0].sockets[0].getsockname()[1]
+        yield server
         server.should_exit = True
         await running
 
@@ -134,6 +145,7 @@ async def test_the_answers_are_those_of_uvicorn(conversation: list[bytes]) -> No
             writer.close()
     assert said[0] == said[1]
     assert re.match(rb"HTTP/1.1 (200 OK|100 Continue|400 (Bad Request)?)\r\n", said[1])
+    assert not wire.Protocol.in_hand
 
 
 async def test_an_answer_in_pieces_is_not_held_back() -> None:
@@ -229,6 +241,131 @@ async def test_a_request_that_comes_with_the_rest_of_one_that_was_answered_early
         writer.close()
 
 
+class Passing:
+    """Gives requests to ``taker`` as another worker would, whenever there are as many in hand as are wanted."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, taker: uvicorn.Server, at: int = 0) -> None:
+        self.passed: list[bytes] = []
+        self.asked: list[int] = []
+        self._taker, self._at = taker, at
+        self._tasks: list[asyncio.Task[object]] = []
+        monkeypatch.setattr(wire.Protocol, "passes_on", staticmethod(self._pass))
+
+    def _pass(self, transport: asyncio.Transport, received: bytes, in_hand: int) -> bool:
+        self.asked.append(in_hand)
+        if in_hand < self._at:
+            return False
+        same = socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno()))
+        self.passed.append(received)
+        self._tasks.append(wire.take(self._taker, same, received))
+        return True
+
+
+def _named(name: bytes) -> App:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        """Says who it is, how much it was sent, and by whom."""
+        size, more = 0, True
+        while more:
+            message = await receive()
+            size, more = size + len(message["body"]), message.get("more_body", False)
+        said = b"%s got %d from %d" % (name, size, scope["client"][1])
+        length = (b"content-length", b"%d" % len(said))
+        await send({"type": "http.response.start", "status": 200, "headers": [length]})
+        await send({"type": "http.response.body", "body": said})
+
+    return app
+
+
+async def _answer(reader: asyncio.StreamReader) -> bytes:
+    head = await reader.readuntil(b"\r\n\r\n")
+    return await reader.readexactly(int(re.search(rb"content-length: (\d+)", head)[1]))  # type: ignore[index]
+
+
+@pytest.mark.parametrize("size", [0, 10, 60_000, 70_000, 300_000, 5_000_000])
+async def test_a_request_that_is_passed_on_is_answered_by_the_other_on_the_same_connection(
+    size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    second = _running(wire.Protocol, _named(b"second"))
+    async with second as taker, _serving(wire.Protocol, _named(b"first")) as port, asyncio.timeout(20):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        me = writer.get_extra_info("sockname")[1]
+        for passes in (False, True):
+            if passes:
+                passing = Passing(monkeypatch, taker)
+            writer.write(_post("/", bytes(size)))
+            await writer.drain()
+            assert await _answer(reader) == b"%s got %d from %d" % (b"second" if passes else b"first", size, me)
+        passing._at = 1
+        for more in (1, 2):
+            writer.write(_post("/", bytes(more)))
+            assert await _answer(reader) == b"second got %d from %d" % (more, me)
+        assert passing.asked == [0, 0, 0] and len(passing.passed) == 1
+        writer.close()
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
+def test_no_more_is_read_of_a_connection_that_was_passed_on_than_somebody_takes(
+    run: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held: list[int] = []
+
+    async def reads_late(scope: Scope, receive: Receive, send: Send) -> None:
+        await asyncio.sleep(0.3)
+        (asked,) = wire.Protocol.in_hand
+        held.append(len(asked.cycle.body))
+        await _named(b"second")(scope, receive, send)
+
+    async def conversation() -> None:
+        async with _running(wire.Protocol, reads_late) as taker, _serving(wire.Protocol) as port, asyncio.timeout(20):
+            Passing(monkeypatch, taker)
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(_post("/", bytes(20_000_000)))
+            assert (await _answer(reader)).startswith(b"second got 20000000")
+            writer.close()
+
+    run(conversation())
+    assert held[0] < 1_000_000
+
+
+async def test_what_is_amid_a_request_or_before_its_answer_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with _running(wire.Protocol) as taker, _serving(wire.Protocol) as port, asyncio.timeout(20):
+        passing = Passing(monkeypatch, taker, at=1)
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        begun, other = await asyncio.open_connection("127.0.0.1", port)
+        slowly = _post("/slowly", b"ab")
+        other.write(slowly[:10])
+        await asyncio.sleep(0.05)
+        other.write(slowly[10:-1])
+        await begun.readuntil(b"\r\na\r\n")
+        writer.write(_post("/", b"while the first is in hand"))
+        assert await _answer(reader) == b"while the first is in hand"
+        other.write(slowly[-1:])
+        await begun.readuntil(b"0\r\n\r\n")
+        writer.write(_post("/", b"afterwards"))
+        assert await _answer(reader) == b"afterwards"
+        assert passing.asked == [0, 1, 0] and passing.passed == [_post("/", b"while the first is in hand")]
+        writer.close()
+        other.close()
+
+
+async def test_who_left_is_no_longer_in_hand() -> None:
+    received = asyncio.Event()
+
+    async def waits(scope: Scope, receive: Receive, send: Send) -> None:
+        received.set()
+        left = wire.left(scope)
+        assert left is not None and len(wire.Protocol.in_hand) == 1
+        await left
+
+    async with _serving(wire.Protocol, waits) as port, asyncio.timeout(20):
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(_post("/", b""))
+        await received.wait()
+        writer.close()
+        while wire.Protocol.in_hand:
+            await asyncio.sleep(0.01)
+
+
 def test_other_servers_do_not_tell_whether_the_client_has_left_or_sent_all() -> None:
     assert not wire.whole({}) and not wire.whole({"extensions": {}})
     assert wire.left({"type": "http"}) is None
@@ -237,7 +374,8 @@ def test_other_servers_do_not_tell_whether_the_client_has_left_or_sent_all() -> 
 
 async def test_servers_that_choose_nothing_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(uvicorn.config, "HTTP_PROTOCOLS", dict(uvicorn.config.HTTP_PROTOCOLS))
-    wire.use()
+    monkeypatch.setattr(wire.Protocol, "passes_on", wire.Protocol.passes_on)
+    wire.use(lambda transport, received, in_hand: False)
     config = uvicorn.Config(_app, log_config=None)
     config.load()
     assert config.http_protocol_class is wire.Protocol
