@@ -9,7 +9,6 @@ import logging
 import multiprocessing
 import os
 import signal
-import socket
 import sys
 import time
 from contextvars import ContextVar
@@ -149,7 +148,6 @@ class ConvServe:
     def __init__(self) -> None:
         self._pipeline: Pipeline | None = None
         self._broken = self._leaving = False
-        self._taking: set[asyncio.Task[object]] = set()
 
     @bentoml.on_deployment
     @staticmethod
@@ -240,14 +238,10 @@ class ConvServe:
         except ServiceError as error:
             raise _refused(f"/bento/{task}", error) from error
 
-    def _handover(self, server: uvicorn.Server, index: int) -> Handover | None:
-        def take(connection: socket.socket, received: bytes) -> None:
-            taking = wire.take(server, connection, received)
-            self._taking.add(taking)
-            taking.add_done_callback(self._taking.discard)
-
+    @staticmethod
+    def _handover(server: uvicorn.Server, index: int) -> Handover | None:
         try:
-            return Handover(metrics.share_folder(), index, take)
+            return Handover(metrics.share_folder(), index, functools.partial(wire.take, server))
         except OSError as error:  # the folder's name is too long for a socket's
             logger.warning("every connection stays with the worker that accepts it: %s", error)
             return None

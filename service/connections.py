@@ -81,7 +81,7 @@ class Connections:
         return self._leaving or (self._server is not None and self._server.should_exit)
 
     def working(self, works: bool) -> None:
-        """Whether there is anything in hand, from now on."""
+        """Whether there is anything to do, from now on. Who but waits for a slow client's body is at rest."""
         self._at_rest_since = math.inf if works else self._clock()
         if self._server is not None:
             self.tell()

@@ -64,7 +64,7 @@ class Protocol(HttpToolsProtocol):
     is what another worker has read already."""
 
     passes_on: PassesOn = staticmethod(lambda transport, received, in_hand: False)
-    in_hand: ClassVar[set["Protocol"]] = set()  # those whose request is not answered yet
+    in_hand: ClassVar[set["Protocol"]] = set()  # those whose request is not answered yet, or not even whole
 
     def __init__(self, *args: Any, received: bytes = b"", **options: Any) -> None:
         super().__init__(*args, **options)
@@ -138,9 +138,9 @@ class Protocol(HttpToolsProtocol):
             self.transport.pause_reading()
 
 
-def take(server: uvicorn.Server, connection: socket.socket, received: bytes) -> asyncio.Task[object]:
+def take(server: uvicorn.Server, connection: socket.socket, received: bytes) -> None:
     """Serves a connection that another worker has accepted, and ``received`` of it."""
-    loop = asyncio.get_running_loop()
+    loop, tasks = asyncio.get_running_loop(), server.server_state.tasks
 
     def protocol() -> Protocol:
         return Protocol(
@@ -151,7 +151,9 @@ def take(server: uvicorn.Server, connection: socket.socket, received: bytes) -> 
             _loop=loop,
         )
 
-    return loop.create_task(loop.connect_accepted_socket(protocol, connection))
+    task = loop.create_task(loop.connect_accepted_socket(protocol, connection))
+    task.add_done_callback(tasks.discard)
+    tasks.add(task)  # type: ignore[arg-type]  # which a server that stops waits for, as it does for requests
 
 
 def left(scope: MutableMapping[str, Any]) -> asyncio.Future[None] | None:

@@ -248,7 +248,6 @@ class Passing:
         self.passed: list[bytes] = []
         self.asked: list[int] = []
         self._taker, self._at = taker, at
-        self._tasks: list[asyncio.Task[object]] = []
         monkeypatch.setattr(wire.Protocol, "passes_on", staticmethod(self._pass))
 
     def _pass(self, transport: asyncio.Transport, received: bytes, in_hand: int) -> bool:
@@ -257,7 +256,7 @@ class Passing:
             return False
         same = socket.socket(fileno=os.dup(transport.get_extra_info("socket").fileno()))
         self.passed.append(received)
-        self._tasks.append(wire.take(self._taker, same, received))
+        wire.take(self._taker, same, received)
         return True
 
 
