@@ -19,6 +19,7 @@ one by a batch, not by a thousand windows. Samples of one shape share a batch; s
 """
 
 import asyncio
+import math
 import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
@@ -84,10 +85,10 @@ class Place:
         if self.over:
             raise self._late()
 
-    async def turn(self, *, quick: bool = False) -> None:
-        """Until the media should be decoded: ``quick`` says that it will be at once, on the event loop."""
-        self.quick = quick
-        await self._batcher.turn(quick)
+    async def turn(self, *, at_once_seconds: float = 0.0) -> None:
+        """Until the media should be decoded: for so long on the event loop, or in a thread."""
+        self.quick = at_once_seconds > 0
+        await self._batcher.turn(at_once_seconds)
         self._doing = "was decoded"
 
     async def run(self, samples: Sequence[Sample], *, decode_seconds: float = 0.0) -> Result:
@@ -146,10 +147,10 @@ class Entry(NamedTuple):
 class Batcher:
     """The queue before one engine, and the task that empties it. All methods belong to one event loop.
 
-    ``admission`` may be asked for room before there is anything to reserve it for. ``on_cpu`` says that the engine
-    computes on the cores that decode, and so runs on the event loop a batch that takes up to ``at_once_seconds``;
-    ``decoders`` how many requests are decoded at a time where that is slow. ``broken`` is called once, when the engine
-    answers not even a blank sample any more.
+    ``admission`` may be asked for room before there is anything to reserve it for. The event loop may be held up for
+    ``at_once_seconds`` in one turn, by what decodes quickly and, where the engine is ``on_cpu`` and so computes on the
+    cores that decode, by a batch that takes no longer. ``decoders`` says how many requests are decoded at a time where
+    that is slow. ``broken`` is called once, when the engine answers not even a blank sample any more.
     """
 
     def __init__(
@@ -168,8 +169,10 @@ class Batcher:
         self.admission = Admission(queue_samples, pace, series.queue_depth)
         self._engine = Isolated(engine, series, pace.inference, at_once_seconds if on_cpu else 0.0)
         self._broken, self._max_batch = broken, max_batch
-        self._quick = Turns(lambda: self._ready < max_batch and not (on_cpu and self.admission.running))
-        self._slow = Turns(lambda: self._ready + self._decoding < max_batch + decoders)
+        self._quick = Turns(
+            lambda: 0 if on_cpu and self.admission.running else max_batch - self._ready, at_once_seconds
+        )
+        self._slow = Turns(lambda: max_batch + decoders - self._ready - self._decoding, math.inf)
         self._lines: OrderedDict[Shape, deque[Place]] = OrderedDict()
         self._ready = 0  # requests that are decoded, and of which no sample has run
         self._work = asyncio.Event()
@@ -183,8 +186,8 @@ class Batcher:
         self.admission.enter(deadline)
         return Place(self, deadline)
 
-    async def turn(self, quick: bool) -> None:
-        await (self._quick if quick else self._slow).wait()
+    async def turn(self, at_once_seconds: float) -> None:
+        await (self._quick if at_once_seconds > 0 else self._slow).wait(at_once_seconds)
 
     def enqueue(self, place: Place, shape: Shape, decode_seconds: float) -> None:
         if self.admission.closed:

@@ -220,7 +220,7 @@ class Pipeline:
         """In its turn runs ``work``, which decodes for about ``seconds``: in a thread, or on the spot."""
         quick = seconds <= self._at_once_seconds
         asked = now()
-        await place.turn(quick=quick)
+        await place.turn(at_once_seconds=seconds if quick else 0.0)
         watch.add("queue", asked, now())
         return work() if quick else await self._threaded(task, watch, work)
 

@@ -6,15 +6,15 @@ from service.turns import Turns
 
 
 class Gate:
-    """Open for so many."""
+    """Room for so many; each who goes holds the event loop up for a second, of which a turn has ``seconds``."""
 
-    def __init__(self, places: int) -> None:
+    def __init__(self, places: int, seconds: float = 1.0) -> None:
         self.places = places
-        self.turns = Turns(lambda: self.places > 0)
+        self.turns = Turns(lambda: self.places, seconds)
         self.gone: list[int] = []
 
     async def go(self, number: int) -> None:
-        await self.turns.wait()
+        await self.turns.wait(1.0)
         self.places -= 1
         self.gone.append(number)
 
@@ -41,19 +41,23 @@ async def test_they_go_in_the_order_in_which_they_came_and_no_further_than_it_is
     assert gate.gone == [0, 1, 2, 3, 4]
 
 
-async def test_one_goes_in_each_turn_of_the_event_loop() -> None:
-    gate = Gate(100)
+@pytest.mark.parametrize(("seconds", "together"), [(0.1, 1), (1.0, 1), (2.5, 3), (100.0, 20)])
+async def test_in_one_turn_of_the_event_loop_no_more_go_than_hold_it_up_for_so_long(
+    seconds: float, together: int
+) -> None:
+    gate = Gate(100, seconds)
     gate.ask(*range(20))
     gone = []
     for _ in range(40):
         await asyncio.sleep(0)
         gone.append(len(gate.gone))
     assert gone[-1] == 20
-    assert max(after - before for before, after in zip([0, *gone], gone, strict=False)) == 1
+    assert max(after - before for before, after in zip([0, *gone], gone, strict=False)) == together
 
 
-async def test_it_never_lets_one_too_many_in() -> None:
-    gate = Gate(1)
+@pytest.mark.parametrize("seconds", [1.0, 100.0])
+async def test_it_never_lets_one_too_many_in(seconds: float) -> None:
+    gate = Gate(1, seconds)
     tasks = gate.ask(*range(10))
     for _ in range(10):
         await _pass(10)
