@@ -98,7 +98,7 @@ class Stages:
             return [segment.model_dump() for segment in found]
         rows = np.stack([output[0] for output in outputs]).astype(np.float32)
         probabilities = rows[0] if request.windows is None else postprocess.whole(rows, request.windows)
-        return [entry.model_dump() for entry in postprocess.predictions(probabilities, self.card.categories, TOP_K)]
+        return [{**entry} for entry in postprocess.predictions(probabilities, self.card.categories, TOP_K)]
 
     def answers(self, bodies: Sequence[bytes]) -> list[Answer]:
         """All stages, for a server that hands over a batch of bodies."""

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, RedirectResponse
 from pydantic_core import to_json
+from starlette.datastructures import State
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
@@ -40,6 +41,7 @@ _PARAMETERS: dict[Task, type[Parameters]] = {
     "video": WindowParameters,
 }
 CLIENT_LEFT = 499  # nginx's status for a request whose client did not wait; nobody reads it but the log
+_TIMING = ", ".join(f"{stage};dur=%.3f" for stage in STAGES).encode()  # milliseconds
 _T = TypeVar("_T")
 
 
@@ -75,9 +77,8 @@ class TaskRoutes:
             await self.app(scope, receive, send)
             return
         visit(scope).watch = Stopwatch()
-        request = Request({**scope, "app": self.api}, receive)
         try:
-            response = await answer_request(request, task)
+            response = await answer_request(Request(scope, receive), task, self.api.state)
         except ServiceError as error:
             response = refusal(error, scope)
         except ClientDisconnect:
@@ -106,7 +107,7 @@ def _add_task_route(app: FastAPI, task: Task) -> None:
     """For /docs, and for the methods that the path does not answer to: POST never comes here."""
 
     async def route(request: Request) -> Response:
-        return await answer_request(request, task)
+        return await answer_request(request, task, app.state)
 
     app.add_api_route(
         f"/{task}",
@@ -119,10 +120,10 @@ def _add_task_route(app: FastAPI, task: Task) -> None:
     )
 
 
-async def answer_request(request: Request, task: Task) -> Response:
+async def answer_request(request: Request, task: Task, state: State) -> Response:
     """Room, body, parameters, model, then each file's stages; several files answer independently of one another."""
-    settings: Settings = request.app.state.settings
-    pipeline = _pipeline(request)
+    settings: Settings = state.settings
+    pipeline, this = _pipeline(state), visit(request.scope)
     pipeline.check_room(task)
     inputs = await read_inputs(request, settings)
     received = time.monotonic()
@@ -131,17 +132,17 @@ async def answer_request(request: Request, task: Task) -> Response:
     )
     form = _form(request, parameters, len(inputs.uploads))
     card = pipeline.catalogue.find(task, parameters.model)
-    visit(request.scope).model = card.key
+    this.model = card.key
     deadline = received + (parameters.timeout_ms or settings.timeout_ms) / 1000
     if len(inputs.uploads) > 1:
         return await _while_connected(
             request.scope, _several(request, pipeline, card, inputs.uploads, parameters, deadline)
         )
     answering = pipeline.answer(
-        card, inputs.uploads[0].data, parameters, deadline=deadline, form=form, watch=visit(request.scope).watch
+        card, inputs.uploads[0].data, parameters, deadline=deadline, form=form, watch=this.watch
     )
     answer = await _while_connected(request.scope, answering)
-    metrics.observe_stages(visit(request.scope).endpoint, answer.stages)
+    metrics.observe_stages(this.endpoint, answer.stages)
     return _response(answer.body, card, answer.stages, answer.batch_size)
 
 
@@ -198,15 +199,17 @@ def _accepted(header: str) -> dict[str, float]:
 
 def _response(body: Body | dict[str, Any], card: ModelCard, stages: Mapping[str, float], batch_size: int) -> Response:
     """The body with what it cost; over several files, the most of each."""
-    headers = {"X-Model": card.key} | _cost(stages, batch_size)
     if isinstance(body, bytes):
-        return Response(body, media_type="image/png", headers=headers)
-    return Response(to_json(body), media_type="application/json", headers=headers)
+        response = Response(body, media_type="image/png")
+    else:
+        response = Response(to_json(body), media_type="application/json")
+    response.raw_headers += [(b"x-model", card.key.encode()), *_cost(stages, batch_size)]
+    return response
 
 
-def _cost(stages: Mapping[str, float], batch_size: int) -> dict[str, str]:
-    timing = ", ".join([f"{stage};dur={seconds * 1000:.3f}" for stage, seconds in stages.items()])
-    return {"X-Batch-Size": str(batch_size), "Server-Timing": timing}
+def _cost(stages: Mapping[str, float], batch_size: int) -> list[tuple[bytes, bytes]]:
+    timing = _TIMING % tuple([seconds * 1000 for seconds in stages.values()])
+    return [(b"x-batch-size", b"%d" % batch_size), (b"server-timing", timing)]
 
 
 async def _while_connected(scope: Scope, work: Coroutine[Any, Any, _T]) -> _T:
@@ -236,12 +239,12 @@ async def _while_connected(scope: Scope, work: Coroutine[Any, Any, _T]) -> _T:
 
 async def list_models(request: Request) -> Response:
     """The cards of all loaded models."""
-    return Response(to_json(_pipeline(request).catalogue.cards()), media_type="application/json")
+    return Response(to_json(_pipeline(request.app.state).catalogue.cards()), media_type="application/json")
 
 
 async def show_model(request: Request, name: str) -> Response:
     """One card, by name or name:version."""
-    return Response(_pipeline(request).catalogue.named(name).model_dump_json(), media_type="application/json")
+    return Response(_pipeline(request.app.state).catalogue.named(name).model_dump_json(), media_type="application/json")
 
 
 async def show_problem(slug: str) -> Response:
@@ -261,8 +264,8 @@ async def to_docs() -> Response:
     return RedirectResponse("/docs")
 
 
-def _pipeline(request: Request) -> Pipeline:
-    pipeline: Pipeline | None = request.app.state.pipeline
+def _pipeline(state: State) -> Pipeline:
+    pipeline: Pipeline | None = state.pipeline
     if pipeline is None:
         raise NotReady("no model is loaded yet", retry_after_seconds=5)
     return pipeline
@@ -273,14 +276,15 @@ def refusal(error: ServiceError, scope: Scope) -> Response:
     this = visit(scope)
     metrics.REJECTED.labels(this.endpoint, error.slug).inc()
     headers = {"X-Model": this.model} if this.model else {}
-    if this.watch:
-        headers |= _cost(this.watch.seconds, batch_size=0)
     if error.retry_after_seconds is not None:
         headers["Retry-After"] = str(error.retry_after_seconds)
     if isinstance(error, (BodyTimeout, BodyTooLarge)):
         headers["Connection"] = "close"  # the rest of the body is not wanted
     content = json.dumps(problem(error, this.request_id))
-    return Response(content, status_code=error.status, media_type=PROBLEM_JSON, headers=headers)
+    response = Response(content, status_code=error.status, media_type=PROBLEM_JSON, headers=headers)
+    if this.watch:
+        response.raw_headers += _cost(this.watch.seconds, batch_size=0)
+    return response
 
 
 async def _refused(request: Request, error: Exception) -> Response:

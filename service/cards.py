@@ -1,5 +1,6 @@
 """The model card: everything the service knows of a model, and all that a reader should know before using it."""
 
+import functools
 from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -187,7 +188,7 @@ class ModelCard(_Strict):
     complexity: Complexity
     files: dict[str, File]
 
-    @property
+    @functools.cached_property
     def key(self) -> str:
         return f"{self.name}:{self.version}"
 

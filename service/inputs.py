@@ -7,7 +7,6 @@ import functools
 import json
 import re
 from collections.abc import AsyncGenerator
-from contextlib import nullcontext
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
@@ -37,15 +36,22 @@ class Inputs(NamedTuple):
 async def read_inputs(request: Request, settings: Settings) -> Inputs:
     """Raises ``EmptyBody``, ``MalformedBody``, ``BodyTooLarge``, ``BodyTimeout``, or ``InvalidParameter`` for a part or
     a JSON key that has no meaning; ``starlette.requests.ClientDisconnect`` if the client left."""
-    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    stated = next((value for name, value in request.scope["headers"] if name == b"content-type"), b"")
+    reading = _read(request, settings, stated.partition(b";")[0].strip().lower())
+    if wire.whole(request.scope):
+        return await reading
     try:
-        async with nullcontext() if wire.whole(request.scope) else asyncio.timeout(settings.body_timeout_ms / 1000):
-            if content_type == "multipart/form-data":
-                return await _multipart(request, settings)
-            body = await read_body(request, settings.max_body_bytes)
+        async with asyncio.timeout(settings.body_timeout_ms / 1000):
+            return await reading
     except TimeoutError:
         raise BodyTimeout(settings.body_timeout_ms) from None
-    if content_type != "application/json" or not body:
+
+
+async def _read(request: Request, settings: Settings, content_type: bytes) -> Inputs:
+    if content_type == b"multipart/form-data":
+        return await _multipart(request, settings)
+    body = await read_body(request, settings.max_body_bytes)
+    if content_type != b"application/json" or not body:
         return Inputs([Upload("", body)], {})
     if len(body) < _JSON_IN_THREAD:
         return _json(body)
@@ -53,7 +59,14 @@ async def read_inputs(request: Request, settings: Settings) -> Inputs:
 
 
 async def read_body(request: Request, max_bytes: int) -> bytes:
-    return b"".join([chunk async for chunk in counted(request, max_bytes)])
+    if not wire.whole(request.scope):
+        return b"".join([chunk async for chunk in counted(request, max_bytes)])
+    message = await request.receive()  # the only one
+    if message["type"] == "http.disconnect":
+        raise ClientDisconnect
+    body: bytes = message["body"]
+    _check_length(len(body), max_bytes)
+    return body
 
 
 async def counted(request: Request, max_bytes: int) -> AsyncGenerator[bytes, None]:
@@ -68,9 +81,13 @@ async def counted(request: Request, max_bytes: int) -> AsyncGenerator[bytes, Non
             raise ClientDisconnect
         chunk, more = message.get("body", b""), message.get("more_body", False)
         received += len(chunk)
-        if received > max_bytes:
-            raise BodyTooLarge(f"the body has more than the {max_bytes} bytes that MAX_BODY_BYTES allows")
+        _check_length(received, max_bytes)
         yield chunk
+
+
+def _check_length(received: int, max_bytes: int) -> None:
+    if received > max_bytes:
+        raise BodyTooLarge(f"the body has more than the {max_bytes} bytes that MAX_BODY_BYTES allows")
 
 
 class _InMemoryParser(MultiPartParser):

@@ -10,6 +10,7 @@ import os
 import shutil
 import struct
 import tempfile
+from bisect import bisect_left
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -83,25 +84,41 @@ class _Value(values.MultiProcessValue(_PROCESS)):  # type: ignore[misc]
             self._value += amount
             _NUMBER.pack_into(self._file._m, self._place, self._value)
 
+    def set(self, value: float, timestamp: float | None = None) -> None:
+        if _PROCESS.forked or timestamp is not None:
+            super().set(value, timestamp)
+        else:
+            self._value = value
+            _NUMBER.pack_into(self._file._m, self._place, value)
+
 
 # Whatever imported prometheus_client before us has made it choose; our series must be the shared ones regardless.
 values.ValueClass = _Value
+
+
+class _Histogram(Histogram):
+    """prometheus_client's, which goes through the buckets one by one, in twice the time."""
+
+    def observe(self, amount: float, exemplar: dict[str, str] | None = None) -> None:
+        self._sum.inc(amount)
+        self._buckets[bisect_left(self._upper_bounds, amount)].inc(1)
+
 
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30)
 _SIZES = (1, 2, 4, 8, 16, 32, 64, 128)
 
 REQUESTS = Counter("convserve_requests", "Answers sent", ["endpoint", "status"])
-DURATION = Histogram(
+DURATION = _Histogram(
     "convserve_request_duration_seconds",
     "From the first byte of a request to its answer",
     ["endpoint"],
     buckets=_SECONDS,
 )
-STAGE_DURATION = Histogram(
+STAGE_DURATION = _Histogram(
     "convserve_stage_duration_seconds", "One stage of a request", ["endpoint", "stage"], buckets=_SECONDS
 )
 REJECTED = Counter("convserve_rejected", "Requests refused, by problem type", ["endpoint", "reason"])
-BATCH_SIZE = Histogram("convserve_batch_size", "Samples that ran together", ["model"], buckets=_SIZES)
+BATCH_SIZE = _Histogram("convserve_batch_size", "Samples that ran together", ["model"], buckets=_SIZES)
 QUEUE_DEPTH = Gauge("convserve_queue_depth", "Samples waiting", ["model"], multiprocess_mode="livesum")
 SAMPLES = Counter("convserve_samples", "Samples answered", ["model"])
 ENGINE_SECONDS = Counter("convserve_engine_seconds", "Time the engine spent on batches", ["model"])

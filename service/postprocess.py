@@ -23,11 +23,10 @@ _T = TypeVar("_T", bound=np.generic)
 def predictions(probabilities: NDArray[np.float32], categories: tuple[str, ...], top_k: int) -> list[Prediction]:
     """(C,) -> the ``top_k`` likeliest categories, best first."""
     _require_finite(probabilities)
-    best = np.argsort(-probabilities, kind="stable")[:top_k]
-    scores = probabilities[best].tolist()
+    best = (-probabilities).argsort(kind="stable")[:top_k]
     return [
-        Prediction(label=categories[index], score=round(score, _SCORE_DIGITS))
-        for index, score in zip(best.tolist(), scores, strict=True)
+        {"label": categories[index], "score": round(score, _SCORE_DIGITS)}
+        for index, score in zip(best.tolist(), probabilities[best].tolist(), strict=True)
     ]
 
 

@@ -29,7 +29,7 @@ def _windows(weights: list[float]) -> Windows:
 
 def test_predictions_are_the_likeliest_first_and_ties_keep_the_cards_order() -> None:
     found = predictions(np.array([0.2, 0.5, 0.1, 0.2], np.float32), ("a", "b", "c", "d"), 3)
-    assert [(entry.label, round(entry.score, 6)) for entry in found] == [("b", 0.5), ("a", 0.2), ("d", 0.2)]
+    assert [(entry["label"], round(entry["score"], 6)) for entry in found] == [("b", 0.5), ("a", 0.2), ("d", 0.2)]
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
@@ -44,8 +44,8 @@ def test_the_whole_is_the_windows_mean_by_their_weights() -> None:
     rows = np.array([[1.0, 0.0], [0.0, 1.0]], np.float32)
     np.testing.assert_allclose(whole(rows, _windows([3, 1])), [0.75, 0.25])
     answer = timeline(rows, _windows([3, 1]), ("a", "b"), 1)
-    assert [(part.start_seconds, part.predictions[0].label) for part in answer.windows] == [(0.0, "a"), (1.0, "b")]
-    assert answer.predictions[0].label == "a"
+    assert [(part.start_seconds, part.predictions[0]["label"]) for part in answer.windows] == [(0.0, "a"), (1.0, "b")]
+    assert answer.predictions[0]["label"] == "a"
 
 
 def test_a_segments_score_is_the_mean_probability_of_its_pixels() -> None:
