@@ -35,6 +35,7 @@ from service.stopwatch import Run
 from service.turns import Turns
 
 Shape = tuple[int, ...]
+_TURN_SECONDS = 0.0025  # of the event loop, for quick media one after the other; then others' turn comes between
 _QUIET_TURNS = 8  # of the event loop, in which nothing arrived: what still comes will be in the next batch
 
 
@@ -147,10 +148,10 @@ class Entry(NamedTuple):
 class Batcher:
     """The queue before one engine, and the task that empties it. All methods belong to one event loop.
 
-    ``admission`` may be asked for room before there is anything to reserve it for. The event loop may be held up for
-    ``at_once_seconds`` in one turn, by what decodes quickly and, where the engine is ``on_cpu`` and so computes on the
-    cores that decode, by a batch that takes no longer. ``decoders`` says how many requests are decoded at a time where
-    that is slow. ``broken`` is called once, when the engine answers not even a blank sample any more.
+    ``admission`` may be asked for room before there is anything to reserve it for. ``on_cpu`` says that the engine
+    computes on the cores that decode, and so runs on the event loop a batch that takes up to ``at_once_seconds``;
+    ``decoders`` how many requests are decoded at a time where that is slow. ``broken`` is called once, when the engine
+    answers not even a blank sample any more.
     """
 
     def __init__(
@@ -169,9 +170,7 @@ class Batcher:
         self.admission = Admission(queue_samples, pace, series.queue_depth)
         self._engine = Isolated(engine, series, pace.inference, at_once_seconds if on_cpu else 0.0)
         self._broken, self._max_batch = broken, max_batch
-        self._quick = Turns(
-            lambda: 0 if on_cpu and self.admission.running else max_batch - self._ready, at_once_seconds
-        )
+        self._quick = Turns(lambda: 0 if on_cpu and self.admission.running else max_batch - self._ready, _TURN_SECONDS)
         self._slow = Turns(lambda: max_batch + decoders - self._ready - self._decoding, math.inf)
         self._lines: OrderedDict[Shape, deque[Place]] = OrderedDict()
         self._ready = 0  # requests that are decoded, and of which no sample has run
