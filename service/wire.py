@@ -24,17 +24,21 @@ _LEFT, _WHOLE = "convserve.left", "convserve.whole"
 
 
 class Gathered:
-    """A transport that sends what is written in one turn of the event loop when that ends, in one piece."""
+    """A transport that holds back what is written first until more comes, or the event loop's turn ends; and where
+    ``others`` will be answered, too, all that is written until then."""
 
-    def __init__(self, transport: asyncio.Transport) -> None:
-        self._transport = transport
+    def __init__(self, transport: asyncio.Transport, others: Callable[[], bool]) -> None:
+        self._transport, self._others = transport, others
         self._held = b""
         self._loop = asyncio.get_running_loop()
 
     def write(self, data: bytes) -> None:
-        if not self._held:
-            self._loop.call_soon(self._flush)
+        first = not self._held
         self._held += data
+        if first:
+            self._loop.call_soon(self._flush)
+        elif not self._others():
+            self._flush()
 
     def close(self) -> None:
         self._flush()
@@ -71,7 +75,7 @@ class Protocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._left = self.loop.create_future()
-        super().connection_made(cast(asyncio.Transport, Gathered(transport)))
+        super().connection_made(cast(asyncio.Transport, Gathered(transport, self._others)))
         if self._received:
             super().data_received(self._received)
             self._received = b""
@@ -123,6 +127,9 @@ class Protocol(HttpToolsProtocol):
         self.scope["extensions"][_WHOLE] = True  # type: ignore[assignment]
         if not self.pipeline:  # nobody asks for more of the body, which would go on reading what was paused
             self.flow.resume_reading()
+
+    def _others(self) -> bool:
+        return len(self.in_hand) > 1
 
     def _passed_on(self, data: bytes) -> bool:
         at_rest = self.cycle is None or self.cycle.response_complete

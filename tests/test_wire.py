@@ -36,20 +36,30 @@ class Kept:
         self.closed = True
 
 
-async def test_what_is_written_in_one_turn_is_sent_as_one_piece_when_it_ends() -> None:
+@pytest.mark.parametrize("others", [False, True])
+async def test_head_and_body_are_one_piece_that_waits_only_for_others(others: bool) -> None:
     kept = Kept()
-    transport = wire.Gathered(kept)  # type: ignore[arg-type]
-    for sent in (1, 2):
+    transport = wire.Gathered(kept, lambda: others)  # type: ignore[arg-type]
+    for before in (0, 1):
         transport.write(b"head ")
+        assert len(kept.sent) == before and not transport.sent
         transport.write(b"body")
-        assert len(kept.sent) == sent - 1 and not transport.sent
+        assert len(kept.sent) == before + (not others) and transport.sent is not others
         await asyncio.sleep(0)
-        assert kept.sent == [b"head body"] * sent and transport.sent
+        assert kept.sent == [b"head body"] * (before + 1) and transport.sent
+
+
+async def test_what_nothing_follows_is_sent_when_the_turn_ends() -> None:
+    kept = Kept()
+    transport = wire.Gathered(kept, lambda: False)  # type: ignore[arg-type]
+    transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+    await asyncio.sleep(0)
+    assert kept.sent == [b"HTTP/1.1 100 Continue\r\n\r\n"]
 
 
 async def test_closing_sends_what_is_held_and_nothing_is_sent_after_it() -> None:
     kept = Kept()
-    transport = wire.Gathered(kept)  # type: ignore[arg-type]
+    transport = wire.Gathered(kept, lambda: False)  # type: ignore[arg-type]
     transport.write(b"last")
     transport.close()
     assert (kept.sent, kept.closed) == ([b"last"], True)
