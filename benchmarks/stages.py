@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -98,7 +98,7 @@ class Stages:
             return [segment.model_dump() for segment in found]
         rows = np.stack([output[0] for output in outputs]).astype(np.float32)
         probabilities = rows[0] if request.windows is None else postprocess.whole(rows, request.windows)
-        return [{**entry} for entry in postprocess.predictions(probabilities, self.card.categories, TOP_K)]
+        return cast(Answer, postprocess.predictions(probabilities, self.card.categories, TOP_K))
 
     def answers(self, bodies: Sequence[bytes]) -> list[Answer]:
         """All stages, for a server that hands over a batch of bodies."""

@@ -35,7 +35,7 @@ from service.stopwatch import Run
 from service.turns import Turns
 
 Shape = tuple[int, ...]
-_TURN_SECONDS = 0.0025  # of the event loop, for quick media one after the other; then others' turn comes between
+_TURN_SECONDS = 0.0025  # for which quick media are decoded one after the other before the event loop sees to others
 _QUIET_TURNS = 8  # of the event loop, in which nothing arrived: what still comes will be in the next batch
 
 

@@ -36,8 +36,7 @@ class Inputs(NamedTuple):
 async def read_inputs(request: Request, settings: Settings) -> Inputs:
     """Raises ``EmptyBody``, ``MalformedBody``, ``BodyTooLarge``, ``BodyTimeout``, or ``InvalidParameter`` for a part or
     a JSON key that has no meaning; ``starlette.requests.ClientDisconnect`` if the client left."""
-    stated = next((value for name, value in request.scope["headers"] if name == b"content-type"), b"")
-    reading = _read(request, settings, stated.partition(b";")[0].strip().lower())
+    reading = _read(request, settings)
     if wire.whole(request.scope):
         return await reading
     try:
@@ -47,11 +46,12 @@ async def read_inputs(request: Request, settings: Settings) -> Inputs:
         raise BodyTimeout(settings.body_timeout_ms) from None
 
 
-async def _read(request: Request, settings: Settings, content_type: bytes) -> Inputs:
-    if content_type == b"multipart/form-data":
+async def _read(request: Request, settings: Settings) -> Inputs:
+    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if content_type == "multipart/form-data":
         return await _multipart(request, settings)
     body = await read_body(request, settings.max_body_bytes)
-    if content_type != b"application/json" or not body:
+    if content_type != "application/json" or not body:
         return Inputs([Upload("", body)], {})
     if len(body) < _JSON_IN_THREAD:
         return _json(body)
@@ -61,10 +61,7 @@ async def _read(request: Request, settings: Settings, content_type: bytes) -> In
 async def read_body(request: Request, max_bytes: int) -> bytes:
     if not wire.whole(request.scope):
         return b"".join([chunk async for chunk in counted(request, max_bytes)])
-    message = await request.receive()  # the only one
-    if message["type"] == "http.disconnect":
-        raise ClientDisconnect
-    body: bytes = message["body"]
+    body, _ = await _received(request)  # in one piece, which a generator would cost more than all else here
     _check_length(len(body), max_bytes)
     return body
 
@@ -76,13 +73,18 @@ async def counted(request: Request, max_bytes: int) -> AsyncGenerator[bytes, Non
     if declared.isdigit() and int(declared) > max_bytes:
         raise BodyTooLarge(f"the body has {declared} bytes; MAX_BODY_BYTES allows {max_bytes}")
     while more:
-        message = await request.receive()
-        if message["type"] == "http.disconnect":
-            raise ClientDisconnect
-        chunk, more = message.get("body", b""), message.get("more_body", False)
+        chunk, more = await _received(request)
         received += len(chunk)
         _check_length(received, max_bytes)
         yield chunk
+
+
+async def _received(request: Request) -> tuple[bytes, bool]:
+    """What has come of the body since the last time, and whether there is more of it."""
+    message = await request.receive()
+    if message["type"] == "http.disconnect":
+        raise ClientDisconnect
+    return message.get("body", b""), message.get("more_body", False)
 
 
 def _check_length(received: int, max_bytes: int) -> None:

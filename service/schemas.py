@@ -3,7 +3,7 @@
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
-from typing_extensions import TypedDict  # pydantic takes Python's own from 3.12 on
+from typing_extensions import TypedDict  # pydantic takes Python's own only from 3.12 on
 
 
 class Prediction(TypedDict):  # not a model: making five of those takes longer than all else that follows the network

@@ -1,5 +1,6 @@
 """The series as Prometheus would read them, against what the clients counted."""
 
+import json
 import os
 import re
 import signal
@@ -15,6 +16,7 @@ from typing import TypeVar
 
 import httpx
 import pytest
+from prometheus_client import CollectorRegistry, Histogram
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests import graphs
@@ -248,6 +250,34 @@ def test_a_forked_process_adds_beside_its_parent_and_not_in_its_place() -> None:
         print(metrics.exposition().decode())
     """
     assert 'convserve_rejected_total{endpoint="/x",reason="y"} 111.0' in _printed(probe)
+
+
+def test_histograms_and_gauges_show_what_prometheus_clients_own_do() -> None:
+    """By the same values, below, at and above every bucket's bound, in a registry that no other process shares."""
+    probe = """if True:
+        import json
+        from prometheus_client.parser import text_string_to_metric_families
+        from service import metrics
+        values = [bound * times for bound in metrics._SECONDS for times in (0.9, 1.0, 1.1)]
+        for value in values:
+            metrics.observe_request("/x", 200, value)
+        for value in (3, 0, 7):
+            metrics.QUEUE_DEPTH.labels("m:1").set(value)
+        text = metrics.exposition().decode()
+        samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]
+        mine = [sample for sample in samples if sample.labels.get("endpoint") == "/x" and "le" in sample.labels]
+        ours = {sample.labels["le"]: sample.value for sample in mine}
+        depth = [sample.value for sample in samples if sample.name == "convserve_queue_depth"]
+        print(json.dumps([values, list(metrics._SECONDS), ours, depth]))
+    """
+    values, bounds, ours, depth = json.loads(_printed(probe))
+    registry = CollectorRegistry()
+    oracle = Histogram("oracle", "", buckets=bounds, registry=registry)
+    for value in values:
+        oracle.observe(value)
+    (family,) = registry.collect()
+    assert ours == {sample.labels["le"]: sample.value for sample in family.samples if "le" in sample.labels}
+    assert depth == [7.0]
 
 
 def _printed(probe: str) -> str:
