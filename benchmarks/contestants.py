@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.networks import WORK, Network
+from benchmarks.networks import ROOT, WORK, Network
 from benchmarks.stages import Answer
 
 _BOUNDARY = "convserve-benchmark"
@@ -34,6 +34,7 @@ class Contestant:
     read: Callable[[bytes], Answer] = json.loads
     requires: tuple[str, ...] = ()
     interpreter: str = sys.executable  # which its environment is made of
+    root: Path = ROOT  # of the checkout whose code it runs
 
     @property
     def environment(self) -> Path:

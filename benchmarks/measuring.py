@@ -52,7 +52,7 @@ def loaded(server: Server, post: Post, connections: int, seconds: int) -> dict[s
 
 def batches_so_far(server: Server) -> tuple[float, float]:
     """Samples and batches that the service has run, by its own count; zeros for others."""
-    if server.contestant is not CONVSERVE:
+    if server.contestant.module != CONVSERVE.module:
         return 0.0, 0.0
     with urllib.request.urlopen(f"{server.url}/metrics", timeout=10) as response:
         series = response.read().decode()

@@ -15,7 +15,7 @@ from pathlib import Path
 import psutil
 
 from benchmarks.contestants import CONVSERVE, Contestant, Post
-from benchmarks.networks import ROOT, WORK, Network
+from benchmarks.networks import WORK, Network
 from benchmarks.stages import Answer, Setup
 
 START_SECONDS = 180
@@ -63,8 +63,8 @@ def serving(
     with log.open("wb") as output:
         process = subprocess.Popen(
             [str(contestant.python), "-m", contestant.module],
-            cwd=ROOT if contestant is CONVSERVE else folder,
-            env=_environment(setup, network, settings),
+            cwd=contestant.root if contestant.module == CONVSERVE.module else folder,
+            env=_environment(contestant, setup, network, settings),
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=output,
@@ -109,13 +109,13 @@ def same(answer: Answer, expected: Answer) -> bool:
     )
 
 
-def _environment(setup: Setup, network: Network, settings: dict[str, str]) -> dict[str, str]:
+def _environment(contestant: Contestant, setup: Setup, network: Network, settings: dict[str, str]) -> dict[str, str]:
     """This process's without what might change the service; both ways of telling a server what to do."""
     kept = {key: value for key, value in os.environ.items() if "CONVSERVE" not in key and "PROMETHEUS" not in key}
     threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
     ours = {"HOST": "127.0.0.1", "PORT": str(setup.port), "CONVSERVE_REPOSITORY": str(network.repository)}
     ours["CONVSERVE_DEVICE"] = "cpu"
-    return {**kept, "PYTHONPATH": str(ROOT), **threads, **ours, **setup.environment(), **settings}
+    return {**kept, "PYTHONPATH": str(contestant.root), **threads, **ours, **setup.environment(), **settings}
 
 
 def _wait_until_right(

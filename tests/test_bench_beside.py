@@ -1,0 +1,50 @@
+import argparse
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from benchmarks import beside
+from benchmarks.contestants import CONTESTANTS, Post
+from benchmarks.networks import Network
+from benchmarks.servers import NotServing, Server, free_ports, serving
+from benchmarks.stages import Setup
+
+
+def test_neighbours_in_time_are_compared_not_medians() -> None:
+    first, second, third = beside.table(["a", "b", "c"], [[100, 50, 100], [20, 20, 10], [60, 40, 80]])
+    assert first == "a: 60.0 requests/s"
+    assert second == "b: 40.0 requests/s; a is at 1.500 of it (1.000 to 2.000)"
+    assert third == "c: 80.0 requests/s; a is at 1.000 of it (0.750 to 2.000)"
+
+
+def test_who_went_last_goes_first_next(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    asked: list[tuple[object, int, int]] = []
+
+    def loaded(server: Any, post: Post, connections: int, seconds: int) -> dict[str, float]:
+        asked.append((server.contestant.name, connections, seconds))
+        return {"requests_per_second": len(asked), "failed": 2 * (len(asked) == 3)}
+
+    monkeypatch.setattr(beside, "loaded", loaded)
+    names = ["starlette", "mosec"]
+    servers = [Server(CONTESTANTS[name], 1, cast(Any, None), 0.0, Path()) for name in names]
+    rates = beside.bursts(servers, [Post("/", b"", {})] * 2, connections=16, rounds=3, seconds=2)
+    assert asked == [(name, 16, 2) for name in ("starlette", "mosec", "mosec", "starlette", "starlette", "mosec")]
+    assert rates == [[1, 2], [4, 3], [5, 6]]
+    assert capsys.readouterr().err == "mosec: 2 failed\n"
+
+
+def test_a_folder_stands_for_the_service_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("benchmarks.servers.WORK", tmp_path / "work")
+    assert beside.contestant("mosec") is CONTESTANTS["mosec"]
+    with pytest.raises(argparse.ArgumentTypeError, match="'mosaic' is none of convserve, starlette, mosec"):
+        beside.contestant("mosaic")
+    (tmp_path / "service").mkdir()
+    (tmp_path / "service" / "__main__.py").write_text("raise SystemExit('said by the other checkout')")
+    other = beside.contestant(str(tmp_path))
+    asked = argparse.Namespace(name="any", repository=tmp_path, route="/classify", body=b"", content_type="")
+    with (
+        pytest.raises(NotServing, match="it ended with 1: said by the other checkout"),
+        serving(other, cast(Network, asked), Setup(tmp_path, free_ports(), workers=1, max_batch=1), []),
+    ):
+        pass
