@@ -3,6 +3,7 @@
 import asyncio
 import math
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
@@ -11,12 +12,12 @@ from service import postprocess
 from service.batcher import Batcher, Place, Result
 from service.cards import AudioPreprocess, ImagePreprocess, ModelCard, Task, VideoPreprocess
 from service.catalogue import Catalogue, LoadedModel
-from service.decode import Limits, audio, cost
+from service.decode import Limits, audio, cost, mp4, video
 from service.decode.audio import decode_audio
 from service.decode.image import Picture, decode_image
 from service.decode.video import decode_video
 from service.engine import CPU
-from service.errors import EmptyBody
+from service.errors import CorruptMedia, EmptyBody, MediaTooLarge
 from service.metrics import ModelSeries
 from service.preprocess import ImageSample, Windows, audio_windows, decoded_shorter_side, image_sample, video_windows
 from service.schemas import (
@@ -171,10 +172,21 @@ class Pipeline:
     async def _windows(
         self, card: ModelCard, data: bytes, parameters: WindowParameters, place: Place, watch: Stopwatch
     ) -> tuple[Body, Result]:
-        spec, seconds = card.preprocess, math.inf
+        spec = card.preprocess
+        claimed: Limits | None = None
         if isinstance(spec, AudioPreprocess):
             seconds = audio.decoding_seconds(data, sample_rate_hz=spec.sample_rate_hz)
-        windows = await self._decoded(card.task, seconds, place, watch, lambda: self._cut(card, data, place, watch))
+        else:
+            assert isinstance(spec, VideoPreprocess)
+            seconds = math.inf
+            if film := mp4.film(data):
+                claimed = video.claimed_limits(film, self._limits)
+                seconds = video.decoding_seconds(film, frame_rate_hz=spec.frame_rate_hz, shorter_side=spec.shorter_side)
+
+        def work(limits: Limits) -> Windows:
+            return self._cut(card, data, limits, place, watch)
+
+        windows = await self._decoded(card.task, seconds, place, watch, work, claimed=claimed)
         result = await _inferred(place, windows.samples, watch)
         with watch.stage("postprocess"):
             rows = _rows(result)
@@ -189,26 +201,26 @@ class Pipeline:
         assert isinstance(spec, ImagePreprocess)
         shorter_side = None if whole else decoded_shorter_side(spec)
 
-        def work() -> tuple[Picture, ImageSample]:
+        def work(limits: Limits) -> tuple[Picture, ImageSample]:
             with watch.stage("decode"):
-                picture = decode_image(data, self._limits, shorter_side=shorter_side, check=place.check)
+                picture = decode_image(data, limits, shorter_side=shorter_side, check=place.check)
             with watch.stage("preprocess"):
                 return picture, image_sample(picture.image, spec)
 
         return await self._decoded(card.task, cost.decoding_seconds(data, shorter_side), place, watch, work)
 
-    def _cut(self, card: ModelCard, data: bytes, place: Place, watch: Stopwatch) -> Windows:
+    def _cut(self, card: ModelCard, data: bytes, limits: Limits, place: Place, watch: Stopwatch) -> Windows:
         spec = card.preprocess
         if isinstance(spec, AudioPreprocess):
             with watch.stage("decode"):
-                sound = decode_audio(data, self._limits, sample_rate_hz=spec.sample_rate_hz, check=place.check)
+                sound = decode_audio(data, limits, sample_rate_hz=spec.sample_rate_hz, check=place.check)
             with watch.stage("preprocess"):
                 return audio_windows(sound, spec)
         assert isinstance(spec, VideoPreprocess)
         with watch.stage("decode"):
             frames = decode_video(
                 data,
-                self._limits,
+                limits,
                 frame_rate_hz=spec.frame_rate_hz,
                 shorter_side=spec.shorter_side,
                 check=place.check,
@@ -216,13 +228,34 @@ class Pipeline:
         with watch.stage("preprocess"):
             return video_windows(frames, spec)
 
-    async def _decoded(self, task: Task, seconds: float, place: Place, watch: Stopwatch, work: Callable[[], _T]) -> _T:
-        """In its turn runs ``work``, which decodes for about ``seconds``: in a thread, or on the spot."""
-        quick = seconds <= self._at_once_seconds
+    async def _decoded(
+        self,
+        task: Task,
+        seconds: float,
+        place: Place,
+        watch: Stopwatch,
+        work: Callable[[Limits], _T],
+        *,
+        claimed: Limits | None = None,
+    ) -> _T:
+        """In its turn runs ``work``, which decodes for about ``seconds``: in a thread, or on the spot.
+
+        On the spot by ``claimed`` limits, if ``seconds`` hold for those alone: what is refused there may have lied, and
+        is decoded again, by the true limits and in a thread.
+        """
+        if seconds <= self._at_once_seconds:
+            await self._turn(place, watch, seconds)
+            if claimed is None:
+                return work(self._limits)
+            with suppress(MediaTooLarge, CorruptMedia):  # for FFmpeg tells one from the other but at times
+                return work(claimed)
+        await self._turn(place, watch, 0.0)
+        return await self._threaded(task, watch, lambda: work(self._limits))
+
+    async def _turn(self, place: Place, watch: Stopwatch, at_once_seconds: float) -> None:
         asked = now()
-        await place.turn(at_once_seconds=seconds if quick else 0.0)
+        await place.turn(at_once_seconds=at_once_seconds)
         watch.add("queue", asked, now())
-        return work() if quick else await self._threaded(task, watch, work)
 
     async def _threaded(self, task: Task, watch: Stopwatch, work: Callable[[], _T]) -> _T:
         """Runs ``work`` in the task's pool; what it waited for a thread counts as queueing."""

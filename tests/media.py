@@ -242,6 +242,12 @@ def rotated(mp4: bytes, matrix: tuple[int, int, int, int]) -> bytes:
     return mp4[:at] + packed + mp4[at + 36 :]
 
 
+def said_to_be(mp4: bytes, height: int, width: int) -> bytes:
+    """Writes a frame's size into the MP4's description of its H.264 (ISO/IEC 14496-12, section 12.1.3)."""
+    at = mp4.index(b"avc1", mp4.index(b"stsd")) + 4 + 24
+    return mp4[:at] + struct.pack(">HH", width, height) + mp4[at + 4 :]
+
+
 # Damage
 
 

@@ -11,10 +11,11 @@ from service.admission import Admission
 from service.cards import ModelCard
 from service.catalogue import LoadedModel, load_models
 from service.decode.image import Picture, decode_image
+from service.decode.video import decode_video
 from service.engine import CPU, Engine
-from service.errors import QueueFull, ServiceError
+from service.errors import CorruptMedia, QueueFull, ServiceError
 from service.pipeline import Pipeline
-from service.schemas import ClassifyParameters
+from service.schemas import ClassifyParameters, WindowParameters
 from service.settings import Settings
 from tests import graphs, media
 from tests.samples import grey_png
@@ -134,3 +135,40 @@ async def test_a_photograph_is_decoded_where_the_worker_gains_by_it(
         await pipeline.close()
     names = [name.partition("_")[0] for name in threads]
     assert names == ["decode-classify", thread, "MainThread"], "a GIF, a large JPEG, a small one"
+
+
+async def test_a_clip_that_is_small_by_its_header_is_decoded_at_once_and_in_a_thread_if_that_lied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[str] = []
+
+    def remembered(*args: Any, **options: Any) -> media.Pixels:
+        threads.append(threading.current_thread().name.partition("_")[0])
+        return decode_video(*args, **options)
+
+    monkeypatch.setattr("service.pipeline.decode_video", remembered)
+    monkeypatch.setattr("service.settings.usable_cores", lambda: 1)
+    graphs.write_all(tmp_path)
+    settings = Settings(repository=tmp_path, device="cpu", workers=1)
+    pipeline = Pipeline(load_models(settings), settings, broken=lambda: None)
+    card, frames = pipeline.catalogue.find("video"), media.numbered(4, 96, 96, step=60)
+
+    async def answer(data: bytes) -> object:
+        return (await pipeline.answer(card, data, WindowParameters(), deadline=time.monotonic() + 20)).body
+
+    try:
+        honest = media.clip(frames, rate=8)
+        expected = await answer(honest)
+        assert threads == ["MainThread"]
+        assert await answer(media.said_to_be(honest, 16, 16)) == expected
+        assert threads == ["MainThread", "MainThread", "decode-video"]
+        assert await answer(media.clip(frames, "matroska", rate=8)) == expected
+        assert threads[3:] == ["decode-video"], "there is no telling how long it takes"
+        at = honest.index(b"mdat") + 4
+        with pytest.raises(CorruptMedia):
+            await answer(honest[:at] + bytes(300) + honest[at + 300 :])
+        assert threads[4:] == ["MainThread", "decode-video"]
+        assert not pipeline._batchers[card.key].admission.waiting
+        assert not pipeline._batchers[card.key].admission.undecoded
+    finally:
+        await pipeline.close()

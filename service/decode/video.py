@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import NamedTuple
 
 import av
@@ -12,11 +13,17 @@ from numpy.typing import NDArray
 
 from service.decode import Check, Limits, never
 from service.decode.container import check_codec, check_duration, declared_seconds, open_container
+from service.decode.mp4 import Film
 from service.errors import CorruptMedia, MediaTooLarge
 
 _MAX_ELONGATION = 4  # longer side over shorter; beyond, the frames for a small shorter side would fill the memory
 _SLACK = 1e-3  # seconds; time stamps in milliseconds (Matroska) fall this far beside the frames' true times
+_CODED_PIXELS = 31  # by which a side may grow: it is coded as a multiple of 16, or of 32
 _LONGEST_LAST_FRAME = 1.0  # seconds; how long the last frame is shown rests on the header's word alone
+# What a film takes: for each byte, each frame and each of its pixels, each pixel that is left of a frame when it is
+# scaled, and each pixel of the answer, in which a frame may be several times.
+_SECONDS, _SECONDS_A_BYTE, _SECONDS_A_FRAME, _SECONDS_A_PIXEL = 5e-4, 100e-9, 6e-5, 6e-9
+_SECONDS_A_SCALED_PIXEL, _SECONDS_A_SHOWN_PIXEL = 4e-9, 1e-9
 
 
 class _Shown(NamedTuple):
@@ -55,6 +62,29 @@ def decode_video(
     if any(frame.shape != frames[0].shape for frame in frames):
         raise CorruptMedia("the clip changes its shape on the way")
     return np.stack(frames)
+
+
+def decoding_seconds(film: Film, *, frame_rate_hz: float, shorter_side: int) -> float:
+    """About how long ``decode_video`` takes at most, if what ``film`` claims is true."""
+    shorter, longer = sorted((film.width, film.height))
+    if not 0 < longer <= _MAX_ELONGATION * shorter:  # it is refused, or so it should be
+        return math.inf
+    scaled_pixels = shorter_side**2 * longer / shorter
+    shown = math.ceil((film.seconds + _LONGEST_LAST_FRAME) * frame_rate_hz)
+    of_a_frame = _SECONDS_A_FRAME + film.width * film.height * _SECONDS_A_PIXEL
+    scaling = min(film.frames, shown) * _SECONDS_A_SCALED_PIXEL + shown * _SECONDS_A_SHOWN_PIXEL
+    return _SECONDS + film.frame_bytes * _SECONDS_A_BYTE + film.frames * of_a_frame + scaled_pixels * scaling
+
+
+def claimed_limits(film: Film, limits: Limits) -> Limits:
+    """``limits``, lowered to what ``film`` claims: what is larger is refused, and might not be by ``limits``."""
+    pixels = (film.width + _CODED_PIXELS) * (film.height + _CODED_PIXELS)
+    return replace(
+        limits,
+        max_frame_pixels=min(limits.max_frame_pixels, pixels),
+        max_frames=min(limits.max_frames, film.frames),
+        max_seconds=min(limits.max_seconds, film.seconds + _LONGEST_LAST_FRAME),
+    )
 
 
 def _check_frame_size(width: int, height: int, limits: Limits) -> None:
