@@ -9,10 +9,13 @@ python -m benchmarks.beside convserve ../before        another checkout's servic
 import argparse
 import statistics
 import sys
+import time
 from collections.abc import Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
+
+import psutil
 
 from benchmarks import networks
 from benchmarks.contestants import CONTESTANTS, CONVSERVE, Contestant, Post
@@ -21,6 +24,7 @@ from benchmarks.measuring import loaded, started, warm
 from benchmarks.servers import Server
 from service.settings import usable_cores
 
+_LOOKS, _SECONDS_BETWEEN_LOOKS, _IDLE_SHARE = 20, 0.5, 0.2
 Rates = list[list[float]]  # requests/s: a row for each round, with one of each server
 
 
@@ -48,6 +52,25 @@ def table(names: Sequence[str], rates: Rates) -> list[str]:
     return lines
 
 
+def rest(server: Server) -> None:
+    """Until it does next to nothing, for a while at most: some go on with what nobody waits for any more."""
+    for _ in range(_LOOKS):
+        before = _busy_seconds(server)
+        time.sleep(_SECONDS_BETWEEN_LOOKS)
+        if _busy_seconds(server) - before < _IDLE_SHARE * _SECONDS_BETWEEN_LOOKS:
+            return
+
+
+def _busy_seconds(server: Server) -> float:
+    """Of a core, since it was started."""
+    seconds = 0.0
+    for process in server.processes():
+        with suppress(psutil.NoSuchProcess):
+            spent = process.cpu_times()
+            seconds += spent.user + spent.system
+    return seconds
+
+
 def bursts(servers: Sequence[Server], posts: Sequence[Post], connections: int, rounds: int, seconds: int) -> Rates:
     """Who goes last in one round goes first in the next."""
     rates: Rates = []
@@ -55,6 +78,7 @@ def bursts(servers: Sequence[Server], posts: Sequence[Post], connections: int, r
         row = [0.0] * len(servers)
         for at in sorted(range(len(servers)), reverse=number % 2 == 1):
             values = loaded(servers[at], posts[at], connections, seconds)
+            rest(servers[at])
             row[at] = values["requests_per_second"]
             if values["failed"]:
                 print(f"{servers[at].contestant.name}: {values['failed']:g} failed", file=sys.stderr)

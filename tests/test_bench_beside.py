@@ -1,7 +1,11 @@
 import argparse
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any, cast
 
+import psutil
 import pytest
 
 from benchmarks import beside
@@ -25,13 +29,33 @@ def test_who_went_last_goes_first_next(monkeypatch: pytest.MonkeyPatch, capsys: 
         asked.append((server.contestant.name, connections, seconds))
         return {"requests_per_second": len(asked), "failed": 2 * (len(asked) == 3)}
 
+    rested: list[object] = []
     monkeypatch.setattr(beside, "loaded", loaded)
+    monkeypatch.setattr(beside, "rest", lambda server: rested.append(server.contestant.name))
     names = ["starlette", "mosec"]
     servers = [Server(CONTESTANTS[name], 1, cast(Any, None), 0.0, Path()) for name in names]
     rates = beside.bursts(servers, [Post("/", b"", {})] * 2, connections=16, rounds=3, seconds=2)
     assert asked == [(name, 16, 2) for name in ("starlette", "mosec", "mosec", "starlette", "starlette", "mosec")]
+    assert rested == [name for name, _, _ in asked]
     assert rates == [[1, 2], [4, 3], [5, 6]]
     assert capsys.readouterr().err == "mosec: 2 failed\n"
+
+
+def test_the_next_burst_begins_when_the_last_is_over() -> None:
+    """A process that works for a while and then waits."""
+    program = "import time\nuntil = time.monotonic() + 1.5\nwhile time.monotonic() < until: pass\ntime.sleep(60)"
+    process = subprocess.Popen([sys.executable, "-c", program])
+    try:
+        server = Server(CONTESTANTS["starlette"], 1, psutil.Process(process.pid), 0.0, Path())
+        while not server.process.cpu_times().user:
+            time.sleep(0.01)
+        beside.rest(server)
+        spent = server.process.cpu_times().user
+        time.sleep(0.3)
+        assert server.process.cpu_times().user - spent < 0.1
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_a_folder_stands_for_the_service_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
