@@ -4,7 +4,7 @@ All workers accept from one socket, and whichever is quicker takes a connection 
 two workers may hold nearly all of them, and one that was started afresh none; two requests may meet in one worker while
 the other does nothing. So each worker writes what it has where the others see it, and passes on a request that begins
 to come, with its connection: to a worker that is at rest, if it is not so itself, or to the one with the fewest
-connections, if it has clearly more than its share.
+connections, if it has clearly more than its share, until it has no more than that.
 """
 
 import asyncio
@@ -59,7 +59,7 @@ class Connections:
         self._server: Server | None = None
         self._handover: Handover | None = None
         self._looked_at = self._at_rest_since = clock()
-        self._leaving = False
+        self._leaving = self._has_too_many = False
 
     def watch(self, server: Server, index: int, handover: Handover | None = None) -> None:
         """``server`` is that of worker number ``index``, from 0. Until this is called, and without ``handover``,
@@ -106,17 +106,18 @@ class Connections:
         taker = self.taker(in_hand)
         if taker is None:
             return False
-        row = Row(*_ROW.unpack_from(self._table, taker * _ROW.size))
         given = self._handover.give(taker, transport.get_extra_info("socket").fileno(), received)
-        # It will say so itself, but the next request may come here before. Who is not there is taken to be silent.
-        self._write(taker, Row(row.connections + given, math.inf, row.told_at if given else 0.0))
+        # Both will say so themselves, but the next may come here before. Who is not there is taken to be silent.
+        mine, its = self._row(self._index), self._row(taker)
+        self._write(self._index, mine._replace(connections=mine.connections - given))
+        self._write(taker, Row(its.connections + given, math.inf, its.told_at if given else 0.0))
         return given
 
     def taker(self, in_hand: int) -> int | None:
         """The worker that should rather have a request that begins to come here, where ``in_hand`` are already."""
         now = self._clock()
         look = now - self._looked_at >= _SECONDS_BETWEEN
-        if not in_hand and not look:
+        if not in_hand and not look and not self._has_too_many:
             return None
         if look:
             self._looked_at = now
@@ -127,13 +128,17 @@ class Connections:
         ]
         if not others:
             return None
+        mine, fair = rows[self._index].connections, sum(row.connections for row in rows) / self._workers
+        if look:
+            self._has_too_many = mine > fair * (1 + _SLACK)
         rested = min(others, key=lambda index: rows[index].at_rest_since)
         if in_hand and now - rows[rested].at_rest_since >= _REST_SECONDS:
             return rested
         fewest = min(others, key=lambda index: rows[index].connections)
-        mine = rows[self._index].connections
-        fair = sum(row.connections for row in rows) / self._workers * (1 + _SLACK)
-        return fewest if look and mine > fair and mine > rows[fewest].connections + 1 else None
+        return fewest if self._has_too_many and mine > max(fair, rows[fewest].connections + 1) else None
+
+    def _row(self, index: int) -> Row:
+        return Row(*_ROW.unpack_from(self._table, index * _ROW.size))
 
     def _write(self, index: int, row: Row) -> None:
         _ROW.pack_into(self._table, index * _ROW.size, *row)

@@ -100,8 +100,10 @@ def test_a_lone_worker_keeps_everything(tmp_path: Path) -> None:
 
 
 def test_the_shares_are_looked_at_now_and_then(tmp_path: Path) -> None:
-    workers = Workers(tmp_path, 50, 0)
-    assert workers.takers() == [1, None]
+    workers = Workers(tmp_path, 33, 31)
+    assert workers.takers() == [None, None]
+    workers.servers[0].hold(50)
+    workers.tell()
     assert [workers.views[0].taker(0) for _ in range(5)] == [None] * 5
     assert workers.takers() == [1, None]
 
@@ -223,6 +225,36 @@ async def test_a_request_is_passed_on_once_until_the_taker_has_had_its_say(tmp_p
     workers.clock.now += 0.1
     workers.views[0].send_away()
     assert not workers.views[0].pass_on(sent, b"fourth", 1)
+    for mailbox in mailboxes:
+        mailbox.close()
+
+
+async def test_what_comes_together_is_passed_on_until_all_are_even(tmp_path: Path) -> None:
+    """As after a batch: nobody has time to say what it has meanwhile."""
+    workers, taken = Workers(tmp_path, 20, 1, 3), Counter[int]()
+
+    def mailbox_of(worker: int) -> Handover:
+        def take(connection: socket.socket, received: bytes) -> None:
+            connection.close()
+            taken[worker] += 1
+
+        return Handover(tmp_path, worker, take)
+
+    mailboxes = [mailbox_of(worker) for worker in range(3)]
+    for index, mailbox in enumerate(mailboxes):
+        workers.views[index].watch(workers.servers[index], index, mailbox)
+    workers.clock.now += 0.1
+    passed_on = 0
+    for _ in range(20):
+        sent = Sent()
+        passed_on += workers.views[0].pass_on(sent, b"", 5)
+        await asyncio.sleep(0)  # the others take it, but are kept from telling
+        sent.client.close()
+        sent.socket.close()
+    async with asyncio.timeout(5):
+        while taken.total() < passed_on:
+            await asyncio.sleep(0.001)
+    assert taken == {1: 7, 2: 5}, "8 each"
     for mailbox in mailboxes:
         mailbox.close()
 
