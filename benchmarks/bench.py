@@ -4,6 +4,7 @@ make bench                                                   everything: a few h
 python -m benchmarks.bench --quick                           everything, too briefly to rely on
 python -m benchmarks.bench --networks resnet20 --only limit starlette convserve mosec --connections 16 64
 python -m benchmarks.bench --scenarios overload --merge      adds to the machine's results
+python -m benchmarks.bench --rounds 0 --merge                draws them again, as after a run that was killed
 python -m benchmarks.bench --networks cifar10 --file photo.png --results elsewhere    as a load of one's own
 """
 
@@ -56,7 +57,7 @@ def told(measurement: Measurement) -> str:
 
 def publish(found: Results, folder: Path) -> Path:
     """Writes the JSON, the table and the chart; returns the JSON's place."""
-    path = folder / f"cpu-{found.machine['cores']}.json"
+    path = results.place(folder, found.machine)
     results.write(found, path)
     draw(found, path.with_suffix(".png"))
     path.with_suffix(".md").write_text(markdown(found, chart=path.with_suffix(".png").name))
@@ -102,27 +103,31 @@ def main(argv: Sequence[str] | None = None) -> None:
         generator()
     except LoadError as error:
         raise SystemExit(f"cannot measure: {error}") from error
-    run, cores = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), usable_cores()
+    run, machine = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()), results.machine(usable_cores())
     plan = Plan(
         contestants=chosen.only,
         networks=sent(chosen),
         connections=chosen.connections,
-        cores=cores,
+        cores=machine["cores"],
         rounds=chosen.rounds,
         seconds=chosen.seconds,
         overload_seconds=chosen.overload_seconds,
     )
     command = ["python", "-m", "benchmarks.bench", *(sys.argv[1:] if argv is None else argv)]
     facts = {run: results.run_facts(shlex.join(command))}
-    before = chosen.results / f"cpu-{cores}.json"
-    older = results.read(before) if chosen.merge and before.is_file() else Results({}, {}, [])
+    path = results.place(chosen.results, machine)
+    older = results.read(path) if chosen.merge and path.is_file() else Results(machine, {}, [])
+    if older.machine != machine:
+        raise SystemExit(f"cannot merge: {path} was measured on {older.machine}, and this is {machine}")
     found: list[Measurement] = []
     try:
-        found.extend(measure(plan, chosen.scenarios, run))
+        for measurement in measure(plan, chosen.scenarios, run):
+            found.append(measurement)
+            # At once: hours of measuring must outlive what ends the run, be it a kill.
+            results.write(older.merged(Results(machine, facts, found)), path)
     except KeyboardInterrupt:
         print("interrupted: what was measured is kept", file=sys.stderr)
-    newer = Results(results.machine(cores), facts, found)
-    print(f"written: {publish(older.merged(newer), chosen.results)}", file=sys.stderr)
+    print(f"written: {publish(older.merged(Results(machine, facts, found)), chosen.results)}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -117,7 +117,7 @@ def mixed(plan: Plan) -> Iterator[Measurement]:
     """Two classes of requests, each alone and both together, at rates that leave the machine some room: latency is that
     of a service that is not overloaded, so what one class loses in company is what the other takes from it."""
     networks = {network.name: network for network in plan.networks}
-    for first, second, share in _MIXES:
+    for number, (first, second, share) in itertools.product(range(plan.rounds), _MIXES):
         if not {first, second} <= set(networks):
             continue
         pair = together([networks[first], networks[second]])
@@ -135,7 +135,8 @@ def mixed(plan: Plan) -> Iterator[Measurement]:
                 told = tally(outcomes, plan.overload_seconds)
                 values |= {f"{name}_{key}": told[key] for key in ("p50_ms", "p99_ms") if key in told}
                 values[f"{name}_good_share"] = told["good"] / max(1.0, told["sent"])
-            yield Measurement("mixed", CONVSERVE.name, f"{stream.name} of {first} and {second}", values=values)
+            mix = f"{stream.name} of {first} and {second}"
+            yield Measurement("mixed", CONVSERVE.name, mix, round=number, values=values)
 
 
 def _defaults(pair: Sequence[Network]) -> str:

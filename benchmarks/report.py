@@ -78,7 +78,7 @@ def _throughput(results: Results, network: str) -> str:
         results.spreads(name) for name in ("requests_per_second", "p50_ms", "p99_ms", "batch", "all_pss_mb", "failed")
     )
     keys = [key for key in rates if key.scenario == "throughput" and key.network == network]
-    counts = sorted({key.connections for key in keys if key.connections})
+    counts = sorted({key.connections for key in keys if key.connections}) or [1]  # where there is the limit alone
     best: dict[str, float] = {}
     for key in keys:
         best[key.contestant] = max(best.get(key.contestant, 0.0), rates[key].median)

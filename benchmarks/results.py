@@ -76,6 +76,11 @@ class Results:
         return Results(newer.machine, {run: runs[run] for run in runs if run in used}, measurements)
 
 
+def place(folder: Path, machine: Mapping[str, Any]) -> Path:
+    """Where in ``folder`` the results of such a machine are."""
+    return folder / f"cpu-{machine['cores']}.json"
+
+
 def write(results: Results, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(asdict(results), indent=1) + "\n")

@@ -1,5 +1,6 @@
 """Medians, merging, goals and tables, against figures that are worked out by hand."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import pytest
 from benchmarks import bench, results
 from benchmarks.chart import draw
 from benchmarks.goals import Goal, goals
+from benchmarks.measuring import Plan
 from benchmarks.report import markdown, number, table
 from benchmarks.results import Key, Measurement, Results, Spread
 
@@ -124,6 +126,48 @@ def test_nothing_measured_is_a_report_all_the_same(tmp_path: Path) -> None:
     path = bench.publish(Results(MACHINE, {}, []), tmp_path)
     assert path.name == "cpu-2.json"
     assert "not measured" in path.with_suffix(".md").read_text()
+
+
+@pytest.fixture
+def rates(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """What is measured next, in place of any scenario; when there is no more, the run is killed."""
+    coming: list[float] = []
+
+    def scenario(plan: Plan) -> Iterator[Measurement]:
+        for turn in range(plan.rounds):
+            if not coming:
+                raise SystemExit("killed")
+            yield replace(served("convserve", 64, coming.pop(0))[0], round=turn)
+
+    monkeypatch.setattr(bench, "SCENARIOS", {"throughput": scenario})
+    monkeypatch.setattr(bench, "generator", lambda: Path("wrk"))
+    monkeypatch.setattr(results, "machine", lambda cores: MACHINE)
+    return coming
+
+
+def test_a_run_that_is_killed_leaves_what_it_had_measured_to_be_drawn(rates: list[float], tmp_path: Path) -> None:
+    rates += [700, 800]
+    options = ["--scenarios", "throughput", "--networks", "resnet20", "--results", str(tmp_path)]
+    with pytest.raises(SystemExit, match="killed"):
+        bench.main([*options, "--rounds", "3"])
+    bench.main([*options, "--rounds", "0", "--merge"])
+    held = results.read(tmp_path / "cpu-2.json")
+    assert list(held.spreads("requests_per_second").values()) == [Spread(750, 700, 800)]
+    assert "750 (700 to 800)" in (tmp_path / "cpu-2.md").read_text()
+
+
+def test_what_another_processor_did_is_not_merged_with(rates: list[float], tmp_path: Path) -> None:
+    bench.publish(Results({**MACHINE, "processor": "a slide rule"}, {}, served("limit", 0, 1)), tmp_path)
+    before = (tmp_path / "cpu-2.json").read_bytes()
+    rates += [700]
+    with pytest.raises(SystemExit, match="a slide rule"):
+        bench.main(["--networks", "resnet20", "--rounds", "1", "--merge", "--results", str(tmp_path)])
+    assert (tmp_path / "cpu-2.json").read_bytes() == before
+
+
+def test_the_limit_alone_is_a_table_too() -> None:
+    text = markdown(Results(MACHINE, RUNS, served("limit", 0, 1000)), "chart.png")
+    assert "| limit | 1,000, without connections |" in text
 
 
 def test_quick_is_one_round() -> None:
