@@ -119,15 +119,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     older = results.read(path) if chosen.merge and path.is_file() else Results(machine, {}, [])
     if older.machine != machine:
         raise SystemExit(f"cannot merge: {path} was measured on {older.machine}, and this is {machine}")
-    found: list[Measurement] = []
+    latest, found = older, list[Measurement]()
     try:
         for measurement in measure(plan, chosen.scenarios, run):
             found.append(measurement)
-            # At once: hours of measuring must outlive what ends the run, be it a kill.
-            results.write(older.merged(Results(machine, facts, found)), path)
+            latest = older.merged(Results(machine, facts, found))
+            results.write(latest, path)  # at once: hours of measuring must outlive what ends the run, be it a kill
     except KeyboardInterrupt:
         print("interrupted: what was measured is kept", file=sys.stderr)
-    print(f"written: {publish(older.merged(Results(machine, facts, found)), chosen.results)}", file=sys.stderr)
+    print(f"written: {publish(latest, chosen.results)}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -82,8 +82,11 @@ def place(folder: Path, machine: Mapping[str, Any]) -> Path:
 
 
 def write(results: Results, path: Path) -> None:
+    """In one step: a run that is killed meanwhile leaves what was there before."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(asdict(results), indent=1) + "\n")
+    part = path.with_name(f"{path.name}.part")
+    part.write_text(json.dumps(asdict(results), indent=1) + "\n")
+    part.replace(path)
 
 
 def read(path: Path) -> Results:

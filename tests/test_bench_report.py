@@ -128,6 +128,17 @@ def test_nothing_measured_is_a_report_all_the_same(tmp_path: Path) -> None:
     assert "not measured" in path.with_suffix(".md").read_text()
 
 
+def test_what_was_measured_is_whole_at_every_moment(found: Results, tmp_path: Path) -> None:
+    path = tmp_path / "cpu-2.json"
+    results.write(found, path)
+    before = path.read_bytes()
+    with path.open("rb") as opened:  # as one would find it who came just then
+        results.write(Results(MACHINE, {}, []), path)
+        assert opened.read() == before
+    assert results.read(path).measurements == []
+    assert [entry.name for entry in tmp_path.iterdir()] == ["cpu-2.json"]
+
+
 @pytest.fixture
 def rates(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """What is measured next, in place of any scenario; when there is no more, the run is killed."""
