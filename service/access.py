@@ -2,7 +2,6 @@
 answer even where a bug left none. A plain ASGI middleware around BentoML's routes and ours alike."""
 
 import functools
-import json
 import logging
 import random
 import re
@@ -148,7 +147,7 @@ def _request_id(scope: Scope) -> str:
 
 async def _send_problem(send: Send, error: ServiceError, request_id: str) -> None:
     assert error.slug in REFUSALS
-    body = json.dumps(problem(error, request_id)).encode()
+    body = to_json(problem(error, request_id))
     headers = [(b"content-type", PROBLEM_JSON.encode()), (b"content-length", str(len(body)).encode())]
     await send({"type": "http.response.start", "status": error.status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

@@ -1,7 +1,6 @@
 """The HTTP API: one route per task, the stages of each in order; models, metrics and problems beside them."""
 
 import asyncio
-import json
 import re
 import time
 from collections.abc import Coroutine, Mapping
@@ -280,8 +279,9 @@ def refusal(error: ServiceError, scope: Scope) -> Response:
         headers["Retry-After"] = str(error.retry_after_seconds)
     if isinstance(error, (BodyTimeout, BodyTooLarge)):
         headers["Connection"] = "close"  # the rest of the body is not wanted
-    content = json.dumps(problem(error, this.request_id))
-    response = Response(content, status_code=error.status, media_type=PROBLEM_JSON, headers=headers)
+    response = Response(
+        to_json(problem(error, this.request_id)), status_code=error.status, media_type=PROBLEM_JSON, headers=headers
+    )
     if this.watch:
         response.raw_headers += _cost(this.watch.seconds, batch_size=0)
     return response

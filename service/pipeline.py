@@ -94,8 +94,9 @@ class Pipeline:
         what could not be answered anyway."""
         admissions = self._admissions.get(task, [])
         if admissions and not any(admission.has_room() for admission in admissions):
-            refusals = [admission.refuse() for admission in admissions]
-            raise refusals[0]
+            for admission in admissions[1:]:
+                admission.refuse()
+            raise admissions[0].refuse()  # which no variable keeps: it keeps this frame, and both would be garbage
 
     async def answer(
         self,

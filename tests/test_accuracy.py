@@ -61,7 +61,7 @@ def test_categories_that_the_model_does_not_know_are_refused(client: httpx.Clien
 def test_a_file_that_the_service_refuses_is_named(server: Server, client: httpx.Client, tmp_path: Path) -> None:
     write(tmp_path / "test" / "10" / "torn.png", grey_png(10)[:40])
     name = card_of(client, "classify").name
-    with pytest.raises(SystemExit, match=r'cannot measure: .*torn\.png: .*"status": 400'):
+    with pytest.raises(SystemExit, match=r'cannot measure: .*torn\.png: .*"status":400'):
         accuracy.main([str(tmp_path), "--url", server.url, "--model", name])
 
 

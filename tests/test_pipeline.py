@@ -1,4 +1,5 @@
 import asyncio
+import gc
 import threading
 import time
 from collections.abc import AsyncIterator
@@ -103,6 +104,22 @@ async def test_a_task_has_room_until_the_queue_of_every_model_is_full(pipeline: 
         task.cancel()
     await asyncio.gather(*asked, return_exceptions=True)
     pipeline.check_room("classify")
+
+
+async def test_a_refusal_leaves_nothing_to_the_garbage_collector(pipeline: Pipeline) -> None:
+    for card in pipeline.catalogue.of("classify"):
+        pipeline._batchers[card.key].admission.waiting = 1
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(100):
+            try:
+                pipeline.check_room("classify")
+            except QueueFull:
+                continue
+        assert gc.collect() < 100
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize(
