@@ -7,10 +7,14 @@ each that is woken while the next answer is made takes the core from it.
 Whether the client is still there: ASGI tells it only to who waits for it, which takes a task for every request. And
 whether all of the body is there, so that nobody has to set an alarm before it is read.
 
+A connection that is closed for being at rest while a request waits in it, unread, would lose that request: uvloop looks
+at its timers before it reads.
+
 A request that begins to come may be another worker's: ``passes_on`` is asked, and gives it away with its connection.
 """
 
 import asyncio
+import select
 import socket
 from collections.abc import Callable, MutableMapping
 from typing import Any, ClassVar, cast
@@ -128,6 +132,11 @@ class Protocol(HttpToolsProtocol):
         if not self.pipeline:  # nobody asks for more of the body, which would go on reading what was paused
             self.flow.resume_reading()
 
+    def timeout_keep_alive_handler(self) -> None:
+        """Where the event loop is late, and not the client, its next request is there, and only unread."""
+        if not _readable(self.transport):
+            super().timeout_keep_alive_handler()
+
     def _others(self) -> bool:
         return len(self.in_hand) > 1
 
@@ -141,6 +150,12 @@ class Protocol(HttpToolsProtocol):
         """uvloop pauses nothing before it has begun to read, which is after ``connection_made``."""
         if self.flow.read_paused:
             self.transport.pause_reading()
+
+
+def _readable(transport: asyncio.BaseTransport) -> bool:
+    poll = select.poll()
+    poll.register(transport.get_extra_info("socket").fileno(), select.POLLIN)
+    return bool(poll.poll(0))
 
 
 def take(server: uvicorn.Server, connection: socket.socket, received: bytes) -> None:

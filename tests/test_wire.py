@@ -5,6 +5,7 @@ import contextlib
 import os
 import re
 import socket
+import time
 from collections.abc import AsyncIterator, Callable
 
 import pytest
@@ -107,9 +108,11 @@ async def _running(
     async with asyncio.timeout(20):
         while not server.started:
             await asyncio.sleep(0.01)
-        yield server
-        server.should_exit = True
-        await running
+        try:
+            yield server
+        finally:
+            server.should_exit = True
+            await running
 
 
 def _post(path: str, body: bytes, *headers: str) -> bytes:
@@ -233,6 +236,31 @@ async def test_a_connection_whose_request_was_answered_early_ends_when_nothing_c
             writer.write(request[100:end])
         assert await reader.read() == b""
         writer.close()
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
+def test_a_request_that_the_event_loop_was_too_busy_to_read_is_answered(run: Callable[..., None]) -> None:
+    async def conversation() -> None:
+        loop = asyncio.get_running_loop()
+        bell, rope = socket.socketpair()
+        with bell, rope, socket.socket() as client:
+            client.setblocking(False)
+
+            def reads_long() -> None:
+                client.sendall(_post("/", b"second"))
+                time.sleep(1.1)  # longer than a connection may be at rest
+                loop.remove_reader(bell)
+
+            async with _serving(wire.Protocol, patience=1) as port, asyncio.timeout(20):
+                await loop.sock_connect(client, ("127.0.0.1", port))
+                client.sendall(_post("/", b"first"))
+                assert (await loop.sock_recv(client, 10_000)).endswith(b"\r\n\r\nfirst")
+                loop.add_reader(bell, reads_long)
+                rope.sendall(b"!")
+                assert (await loop.sock_recv(client, 10_000)).endswith(b"\r\n\r\nsecond")
+                assert await loop.sock_recv(client, 10_000) == b"", "it is closed once it is at rest"
+
+    run(conversation())
 
 
 async def test_a_request_that_comes_with_the_rest_of_one_that_was_answered_early_is_answered() -> None:
