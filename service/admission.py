@@ -21,14 +21,22 @@ _CAUTION = 1.2  # what is let in and comes too late has cost others their answer
 
 class Admission:
     """``waiting`` samples are in the queue, of which ``undecoded`` are requests that are but bytes yet; ``running``
-    ones are in the engine already. ``pace`` is learned by whoever decodes and runs; ``depth`` shows ``waiting``."""
+    ones are in the engine already, which takes ``max_batch`` at a time. ``pace`` is learned by whoever decodes and
+    runs; ``depth`` shows ``waiting``."""
 
     def __init__(
-        self, queue_samples: int, pace: Pace, depth: Gauge, clock: Callable[[], float] = time.monotonic
+        self,
+        queue_samples: int,
+        pace: Pace,
+        depth: Gauge,
+        *,
+        max_batch: int,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.waiting = self.undecoded = self.running = 0
         self.pace = pace
-        self._queue_samples, self._depth, self._clock = queue_samples, depth, clock
+        self._queue_samples, self._max_batch = queue_samples, max_batch
+        self._depth, self._clock = depth, clock
         self._overloaded_until = -math.inf
         self.closed: NotReady | None = None  # why nobody is let in any more
 
@@ -39,13 +47,13 @@ class Admission:
         so far.
         """
         self.check_room()
-        ahead, patience = self._seconds_ahead(), deadline - self._clock()
-        needed = _CAUTION * (ahead + self.pace.seconds_of_one())
+        patience = deadline - self._clock()
+        needed = _CAUTION * (self._seconds_ahead(self._others_in_batch()) + self.pace.seconds_of_one())
         if self.waiting + self.running > 0 and needed > patience:
             raise DeadlineUnmeetable(
                 f"with what is waiting it may take {needed * 1000:.0f} ms; "
                 f"the request may wait {patience * 1000:.0f} ms",
-                retry_after_seconds=max(1, math.ceil(ahead)),
+                retry_after_seconds=self._retry_after_seconds(),
             )
         self.undecoded += 1
         self.recount(0, 1)
@@ -66,10 +74,10 @@ class Admission:
         if self.closed:
             return self.closed
         self._overloaded_until = self._clock() + _SHORT_SECONDS
-        ahead = self._seconds_ahead()
         return QueueFull(
-            f"{self.waiting} samples are waiting, for about {ahead:.1f} s; QUEUE_SAMPLES is {self._queue_samples}",
-            retry_after_seconds=max(1, math.ceil(ahead)),
+            f"{self.waiting} samples are waiting, for about {self._seconds_ahead():.1f} s; "
+            f"QUEUE_SAMPLES is {self._queue_samples}",
+            retry_after_seconds=self._retry_after_seconds(),
         )
 
     def decoded(self) -> None:
@@ -88,5 +96,13 @@ class Admission:
     def close(self, reason: NotReady) -> None:
         self.closed = self.closed or reason
 
-    def _seconds_ahead(self) -> float:
-        return self.pace.seconds_ahead(self.undecoded, self.waiting + self.running)
+    def _others_in_batch(self) -> int:
+        """Who comes after the next request and is answered with it, as the engine's batches are full."""
+        return -(self.waiting + 1) % self._max_batch if self.waiting >= self._max_batch else 0
+
+    def _seconds_ahead(self, more: int = 0) -> float:
+        """For what is here, and ``more`` requests."""
+        return self.pace.seconds_ahead(self.undecoded + more, self.waiting + self.running + more)
+
+    def _retry_after_seconds(self) -> int:
+        return max(1, math.ceil(self._seconds_ahead()))

@@ -167,7 +167,7 @@ class Batcher:
         broken: Callable[[], None],
     ) -> None:
         pace = Pace(decoders, on_cpu=on_cpu)
-        self.admission = Admission(queue_samples, pace, series.queue_depth)
+        self.admission = Admission(queue_samples, pace, series.queue_depth, max_batch=max_batch)
         self._engine = Isolated(engine, series, pace.inference, at_once_seconds if on_cpu else 0.0)
         self._broken, self._max_batch = broken, max_batch
         self._quick = Turns(lambda: 0 if on_cpu and self.admission.running else max_batch - self._ready, _TURN_SECONDS)
@@ -264,6 +264,7 @@ class Batcher:
             self._broken()
         finally:
             self.admission.running = 0
+            self.admission.pace.answered(len(batch), time.monotonic(), others_wait=self.admission.waiting > 0)
             self._give_turns()
 
     def _end(self, reason: NotReady) -> None:

@@ -16,12 +16,16 @@ class Pace:
     """A request is decoded first, on the event loop at once or by one of ``decoders``; then its samples stand in the
     engine's line. ``on_cpu`` says that the engine rests while something is decoded at once.
 
-    ``inference`` is the seconds of a sample in a batch; all are 0 until the first is known.
+    ``inference`` is the seconds of a sample in a batch; all are 0 until the first is known. It and decoding are what a
+    request must take. What it does take is known once requests have waited for one another: with HTTP, with those that
+    are refused, and with whatever else these cores do.
     """
 
     def __init__(self, decoders: int, *, on_cpu: bool) -> None:
         self.inference, self._decoding = Mean(), Mean()
         self._between, self._beside = Mean(), Mean()  # what a request adds to the engine's line, and to the decoders'
+        self._in_company = Mean()  # seconds a sample, from one batch's answers to the next's, while others wait
+        self._answered: float | None = None  # when the batch before was, if others waited then
         self._decoders, self._on_cpu = decoders, on_cpu
 
     def decoded(self, seconds: float, *, at_once: bool) -> None:
@@ -30,10 +34,18 @@ class Pace:
         self._between.add(seconds if between else 0.0)
         self._beside.add(0.0 if between else seconds if at_once else seconds / self._decoders)
 
+    def answered(self, samples: int, at: float, *, others_wait: bool) -> None:
+        """A batch of so many came back ``at`` that time (seconds by any clock). What is known of company is forgotten
+        while there is none: else one bad moment could keep away for ever who would show that it is over."""
+        self._in_company.add(0.0 if self._answered is None else (at - self._answered) / samples)
+        self._answered = at if others_wait else None
+
     def seconds_ahead(self, undecoded: int, samples: int) -> float:
-        """What is decoded beside the engine moves at the same time: of the two lines the longer one counts."""
+        """For ``samples``, of which ``undecoded`` are requests that are but bytes yet. What is decoded beside the
+        engine moves at the same time: of the two lines the longer one counts."""
         beside, engine = undecoded * self._beside.value, samples * self.inference.value
-        return undecoded * self._between.value + max(beside, engine)
+        at_least = undecoded * self._between.value + max(beside, engine)
+        return max(at_least, samples * self._in_company.value)
 
     def seconds_of_one(self) -> float:
         return self._decoding.value + self.inference.value

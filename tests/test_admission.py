@@ -11,12 +11,15 @@ from service.pace import Pace
 class Desk:
     """An admission whose clock stands still, and whose pace, in seconds, was measured before."""
 
-    def __init__(self, queue_samples: int = 8, *, inference: float = 0.0, decoding: float = 0.0) -> None:
+    def __init__(
+        self, queue_samples: int = 8, *, inference: float = 0.0, decoding: float = 0.0, max_batch: int = 100
+    ) -> None:
         pace = Pace(decoders=2, on_cpu=True)
         pace.inference.add(inference)
         pace.decoded(decoding, at_once=False)
         self.now = 1000.0
-        self.admission = Admission(queue_samples, pace, Gauge("depth", "", registry=None), lambda: self.now)
+        depth = Gauge("depth", "", registry=None)
+        self.admission = Admission(queue_samples, pace, depth, max_batch=max_batch, clock=lambda: self.now)
 
     def enter(self, requests: int = 1, *, seconds: float = 60.0, decoded: bool = True) -> None:
         for _ in range(requests):
@@ -66,6 +69,15 @@ def test_what_cannot_be_done_in_time_is_refused_with_a_fifth_to_spare() -> None:
         desk.enter(seconds=1.43)  # five before it and itself take 1.2 s
     assert refusal.value.retry_after_seconds == 1
     desk.enter(seconds=1.45)
+
+
+@pytest.mark.parametrize(("waiting", "seconds"), [(2, 0.6), (3, 0.8), (4, 1.6), (5, 1.6), (7, 1.6), (8, 2.4)])
+def test_who_joins_a_full_queue_is_answered_with_the_rest_of_its_batch(waiting: int, seconds: float) -> None:
+    desk = Desk(64, inference=0.2, max_batch=4)
+    desk.enter(waiting)
+    with pytest.raises(DeadlineUnmeetable):
+        desk.enter(seconds=1.19 * seconds)
+    desk.enter(seconds=1.21 * seconds)
 
 
 def test_what_the_engine_has_already_is_waited_for_too() -> None:

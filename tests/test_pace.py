@@ -51,3 +51,34 @@ def test_requests_of_both_kinds_count_by_their_shares() -> None:
         pace.decoded(4.0, at_once=False)
     # The last of each five count most: 0.8 of the mean before is kept, so the later one of a pair weighs 5/9.
     assert pace.seconds_ahead(undecoded=9, samples=0) == pytest.approx(9 * (4 / 9 * 0.5 + 5 / 9 * 4.0 / 2))
+
+
+def test_how_long_it_takes_in_company_is_measured_from_one_answer_to_the_next() -> None:
+    pace = Pace(decoders=2, on_cpu=True)
+    pace.inference.add(0.1)
+    pace.answered(4, 10.0, others_wait=True)
+    assert pace.seconds_ahead(undecoded=0, samples=10) == pytest.approx(1.0)
+    pace.answered(4, 10.8, others_wait=True)  # four tenths of a second are the engine's
+    assert pace.seconds_ahead(undecoded=0, samples=10) == pytest.approx(2.0)
+    pace.answered(10, 14.8, others_wait=False)
+    assert pace.seconds_ahead(undecoded=0, samples=10) == pytest.approx(0.8 * 2.0 + 0.2 * 4.0)
+    assert pace.seconds_of_one() == pytest.approx(0.1)
+
+
+def test_company_never_makes_it_faster_than_the_engine() -> None:
+    pace = Pace(decoders=2, on_cpu=True)
+    pace.inference.add(0.1)
+    pace.answered(8, 10.0, others_wait=True)
+    pace.answered(8, 10.4, others_wait=True)
+    assert pace.seconds_ahead(undecoded=0, samples=10) == pytest.approx(1.0)
+
+
+def test_a_bad_moment_is_forgotten_also_where_nobody_is_let_in_because_of_it() -> None:
+    pace = Pace(decoders=2, on_cpu=True)
+    pace.inference.add(0.1)
+    pace.answered(1, 10.0, others_wait=True)
+    pace.answered(1, 40.0, others_wait=False)
+    assert pace.seconds_ahead(undecoded=0, samples=1) == pytest.approx(30.0)
+    for number in range(26):  # long after one another: of what they waited for, nothing is known
+        pace.answered(1, 100.0 * number, others_wait=False)
+    assert pace.seconds_ahead(undecoded=0, samples=1) == pytest.approx(0.1)
