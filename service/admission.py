@@ -15,7 +15,10 @@ from prometheus_client import Gauge
 from service.errors import DeadlineUnmeetable, NotReady, QueueFull
 from service.pace import Pace
 
-_SHORT_SECONDS = 2.0  # of waiting, while requests have to be refused
+# Of waiting, while requests have to be refused: what lies longer has left the caches, and is not done the sooner. The
+# engine needs a batch beside the one that it runs, but nobody has to wait for slow media for longer than the second.
+_SHORT_SECONDS, _LONG_SECONDS = 0.25, 2.0
+_CALM_SECONDS = 2.0  # without a refusal; then a burst may fill the queue again
 _CAUTION = 1.2  # what is let in and comes too late has cost others their answer: paces may drop by so much
 
 
@@ -62,7 +65,9 @@ class Admission:
         """Whether a request would be let in, if only its deadline were far enough."""
         if self.closed or self.waiting >= self._queue_samples:
             return False
-        return self._clock() >= self._overloaded_until or self._seconds_ahead() <= _SHORT_SECONDS
+        if self._clock() >= self._overloaded_until:
+            return True
+        return self._seconds_ahead() <= (_SHORT_SECONDS if self.waiting >= self._max_batch else _LONG_SECONDS)
 
     def check_room(self) -> None:
         """Raises ``QueueFull``, or what ``close`` was given."""
@@ -73,7 +78,7 @@ class Admission:
         """What a request is told for which there is no room; for a while after it, the queue is kept short."""
         if self.closed:
             return self.closed
-        self._overloaded_until = self._clock() + _SHORT_SECONDS
+        self._overloaded_until = self._clock() + _CALM_SECONDS
         return QueueFull(
             f"{self.waiting} samples are waiting, for about {self._seconds_ahead():.1f} s; "
             f"QUEUE_SAMPLES is {self._queue_samples}",

@@ -21,6 +21,7 @@ from service import (  # metrics before BentoML: it chooses the folder that the 
     launch,
     memory,
     metrics,
+    threads,
     wire,
 )
 
@@ -177,6 +178,7 @@ class ConvServe:
             models, SETTINGS, broken=self._give_up, working=CONNECTIONS.working
         )
         memory.settle()
+        threads.wait_for_turns()
         # uvicorn keeps its server to itself, but has made it what SIGTERM is answered by.
         server = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
         if isinstance(server, uvicorn.Server):

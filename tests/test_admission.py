@@ -71,6 +71,27 @@ def test_what_cannot_be_done_in_time_is_refused_with_a_fifth_to_spare() -> None:
     desk.enter(seconds=1.45)
 
 
+@pytest.mark.parametrize(
+    ("inference", "waiting", "room"),
+    [
+        pytest.param(0.01, 25, True, id="a quarter of a second"),
+        pytest.param(0.01, 26, False, id="more"),
+        pytest.param(0.1, 3, True, id="less than the batch that the engine takes next"),
+        pytest.param(0.1, 4, False, id="a batch"),
+        pytest.param(0.9, 2, True, id="less than a batch, and two seconds"),
+        pytest.param(0.9, 3, False, id="less than a batch, but more than two seconds"),
+    ],
+)
+def test_under_overload_no_more_waits_than_keeps_the_engine_busy(inference: float, waiting: int, room: bool) -> None:
+    desk = Desk(64, inference=inference, max_batch=4)
+    desk.enter(waiting)
+    assert desk.admission.has_room()
+    desk.admission.refuse()
+    assert desk.admission.has_room() is room
+    desk.now += 2.0
+    assert desk.admission.has_room()
+
+
 @pytest.mark.parametrize(("waiting", "seconds"), [(2, 0.6), (3, 0.8), (4, 1.6), (5, 1.6), (7, 1.6), (8, 2.4)])
 def test_who_joins_a_full_queue_is_answered_with_the_rest_of_its_batch(waiting: int, seconds: float) -> None:
     desk = Desk(64, inference=0.2, max_batch=4)

@@ -1,10 +1,11 @@
 import os
 import sys
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from service.threads import workers
+from service.threads import wait_for_turns, workers
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a thread has no niceness of its own")
@@ -17,3 +18,15 @@ def test_a_worker_thread_is_nicer_than_the_one_that_made_it() -> None:
         assert pool.submit(niceness).result() == 10
         assert pool.submit(lambda: threading.current_thread().name).result().startswith("nice")
     assert niceness() == before < 10
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere there is no such policy")
+def test_who_waits_for_turns_interrupts_nobody_and_is_no_nicer() -> None:
+    def waits() -> tuple[int, int]:
+        wait_for_turns()
+        return os.sched_getscheduler(0), os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    before = os.sched_getscheduler(0), os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(waits).result() == (os.SCHED_BATCH, before[1])
+    assert (os.sched_getscheduler(0), os.getpriority(os.PRIO_PROCESS, threading.get_native_id())) == before
