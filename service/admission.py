@@ -46,8 +46,8 @@ class Admission:
     def enter(self, deadline: float) -> None:
         """Counts a request that must be answered by ``deadline`` (monotonic seconds) and is not decoded yet.
 
-        Raises what ``check_room`` raises; ``DeadlineUnmeetable`` when what is ahead takes longer, by the pace measured
-        so far.
+        Raises what ``check_room`` raises; ``DeadlineUnmeetable`` when what is ahead and its own batch take longer, by
+        the pace measured so far.
         """
         self.check_room()
         patience = deadline - self._clock()
@@ -81,7 +81,7 @@ class Admission:
         self._overloaded_until = self._clock() + _CALM_SECONDS
         return QueueFull(
             f"{self.waiting} samples are waiting, for about {self._seconds_ahead():.1f} s; "
-            f"QUEUE_SAMPLES is {self._queue_samples}",
+            f"after QUEUE_SAMPLES, {self._queue_samples}, was reached, fewer may wait for a while",
             retry_after_seconds=self._retry_after_seconds(),
         )
 
@@ -102,7 +102,7 @@ class Admission:
         self.closed = self.closed or reason
 
     def _others_in_batch(self) -> int:
-        """Who comes after the next request and is answered with it, as the engine's batches are full."""
+        """Requests that come after the next one and share its batch: where a batch's worth waits, all are full."""
         return -(self.waiting + 1) % self._max_batch if self.waiting >= self._max_batch else 0
 
     def _seconds_ahead(self, more: int = 0) -> float:

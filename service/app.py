@@ -34,7 +34,7 @@ from service.api import CLIENT_LEFT, TaskRoutes, create_app, mounted
 from service.cards import Task
 from service.catalogue import check_loadable, load_models
 from service.connections import Connections
-from service.engine import DeviceUnusable
+from service.engine import CPU, DeviceUnusable
 from service.errors import BodyTimeout, EmptyBody, NotReady, ServiceError
 from service.handover import Handover
 from service.inputs import counted
@@ -178,7 +178,8 @@ class ConvServe:
             models, SETTINGS, broken=self._give_up, working=CONNECTIONS.working
         )
         memory.settle()
-        threads.wait_for_turns()
+        if all(model.engine.provider == CPU for model in models):  # a GPU must not wait for its next batch
+            threads.wait_for_turns()
         # uvicorn keeps its server to itself, but has made it what SIGTERM is answered by.
         server = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
         if isinstance(server, uvicorn.Server):

@@ -113,6 +113,8 @@ def test_a_killed_worker_comes_back_and_what_was_counted_stays(tmp_path: Path) -
             assert httpx.post(f"{server.url}/classify", content=grey_png(1), timeout=30).status_code == 200
         before = server.workers()
         assert len(before) == 2
+        if sys.platform == "linux":
+            assert {os.sched_getscheduler(worker) for worker in before} == {os.SCHED_BATCH}
         os.kill(before[0], signal.SIGKILL)
         until = time.monotonic() + 60
         while time.monotonic() < until:

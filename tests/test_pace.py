@@ -53,32 +53,38 @@ def test_requests_of_both_kinds_count_by_their_shares() -> None:
     assert pace.seconds_ahead(undecoded=9, samples=0) == pytest.approx(9 * (4 / 9 * 0.5 + 5 / 9 * 4.0 / 2))
 
 
-def test_how_long_it_takes_in_company_is_measured_from_one_answer_to_the_next() -> None:
+@pytest.fixture
+def known() -> Pace:
+    """A tenth of a second a sample, and of decoding nothing."""
     pace = Pace(decoders=2, on_cpu=True)
     pace.inference.add(0.1)
-    pace.answered(4, 10.0, others_wait=True)
-    assert pace.seconds_ahead(undecoded=0, samples=10) == pytest.approx(1.0)
-    pace.answered(4, 10.8, others_wait=True)  # four tenths of a second are the engine's
-    assert pace.seconds_ahead(undecoded=0, samples=10) == pytest.approx(2.0)
-    pace.answered(10, 14.8, others_wait=False)
-    assert pace.seconds_ahead(undecoded=0, samples=10) == pytest.approx(0.8 * 2.0 + 0.2 * 4.0)
-    assert pace.seconds_of_one() == pytest.approx(0.1)
+    return pace
 
 
-def test_company_never_makes_it_faster_than_the_engine() -> None:
-    pace = Pace(decoders=2, on_cpu=True)
-    pace.inference.add(0.1)
-    pace.answered(8, 10.0, others_wait=True)
-    pace.answered(8, 10.4, others_wait=True)
-    assert pace.seconds_ahead(undecoded=0, samples=10) == pytest.approx(1.0)
+@pytest.mark.parametrize(
+    ("at", "seconds"),
+    [pytest.param(10.8, 2.0, id="twice as long"), pytest.param(10.2, 1.0, id="as the engine at least")],
+)
+def test_how_long_it_takes_in_company_is_measured_from_one_answer_to_the_next(
+    known: Pace, at: float, seconds: float
+) -> None:
+    known.answered(4, 10.0, others_wait=True)
+    assert known.seconds_ahead(undecoded=0, samples=10) == pytest.approx(1.0)
+    known.answered(4, at, others_wait=True)
+    assert known.seconds_ahead(undecoded=0, samples=10) == pytest.approx(seconds)
+    assert known.seconds_of_one() == pytest.approx(0.1)
 
 
-def test_a_bad_moment_is_forgotten_also_where_nobody_is_let_in_because_of_it() -> None:
-    pace = Pace(decoders=2, on_cpu=True)
-    pace.inference.add(0.1)
-    pace.answered(1, 10.0, others_wait=True)
-    pace.answered(1, 40.0, others_wait=False)
-    assert pace.seconds_ahead(undecoded=0, samples=1) == pytest.approx(30.0)
+def test_of_company_the_last_counts_most(known: Pace) -> None:
+    for samples, at in ((4, 10.0), (4, 10.8), (10, 14.8)):
+        known.answered(samples, at, others_wait=True)
+    assert known.seconds_ahead(undecoded=0, samples=10) == pytest.approx(0.8 * 2.0 + 0.2 * 4.0)
+
+
+def test_a_bad_moment_is_forgotten_also_where_nobody_is_let_in_because_of_it(known: Pace) -> None:
+    known.answered(1, 10.0, others_wait=True)
+    known.answered(1, 40.0, others_wait=False)
+    assert known.seconds_ahead(undecoded=0, samples=1) == pytest.approx(30.0)
     for number in range(26):  # long after one another: of what they waited for, nothing is known
-        pace.answered(1, 100.0 * number, others_wait=False)
-    assert pace.seconds_ahead(undecoded=0, samples=1) == pytest.approx(0.1)
+        known.answered(1, 100.0 * number, others_wait=False)
+    assert known.seconds_ahead(undecoded=0, samples=1) == pytest.approx(0.1)
