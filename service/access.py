@@ -7,7 +7,7 @@ import random
 import re
 import sys
 import time
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,8 +16,8 @@ from pydantic_core import to_json
 
 from service.cards import MEDIA_OF_TASK
 from service.errors import REFUSALS, InternalError, ServiceError
-from service.metrics import REJECTED, observe_request
-from service.stopwatch import Stopwatch, now
+from service.metrics import count_refusal, observe_request
+from service.stopwatch import STAGES, Stopwatch, now
 
 Scope = MutableMapping[str, Any]
 Message = MutableMapping[str, Any]
@@ -27,6 +27,7 @@ App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 failures = logging.getLogger("convserve.failures")
 PROBLEM_JSON = "application/problem+json"
+_TIMING = ", ".join(f"{stage};dur=%.3f" for stage in STAGES).encode()  # milliseconds
 _SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _KEY = "convserve"
 _UNKNOWN = "unknown"  # the endpoint of every path that does not exist, so that no client can make series
@@ -73,6 +74,12 @@ def problem(error: ServiceError, request_id: str) -> dict[str, Any]:
     }
 
 
+def cost(stages: Mapping[str, float], batch_size: int) -> list[tuple[bytes, bytes]]:
+    """The headers that tell what a request took; ``stages`` in seconds."""
+    timing = _TIMING % tuple([seconds * 1000 for seconds in stages.values()])
+    return [(b"x-batch-size", b"%d" % batch_size), (b"server-timing", timing)]
+
+
 class Access:
     """``closes`` is asked, for each answer, whether its connection ends with it; ``trace`` is told of each request that
     is over."""
@@ -91,7 +98,7 @@ class Access:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        this = scope[_KEY] = Visit(_request_id(scope), endpoint_of(scope["path"]))
+        this = scope[_KEY] = Visit(request_id(scope["headers"]), endpoint_of(scope["path"]))
 
         async def sending(message: Message) -> None:
             if message["type"] == "http.response.start":
@@ -105,14 +112,15 @@ class Access:
         except Exception:  # the last line of defence: without an answer, BentoML would let the client wait for minutes
             failures.exception("request %s failed", this.request_id)
             if not this.status:
-                REJECTED.labels(this.endpoint, InternalError.slug).inc()
+                count_refusal(this.endpoint, InternalError.slug)
                 await _send_problem(
                     sending, InternalError("see the service's log under this request_id"), this.request_id
                 )
         finally:
-            self._record(scope, this)
+            self.record(scope, this)
 
-    def _record(self, scope: Scope, this: Visit) -> None:
+    def record(self, scope: Scope, this: Visit) -> None:
+        """A request that is over: counts, log and trace."""
         seconds = now() - this.began
         observe_request(this.endpoint, this.status, seconds)
         if self.trace:
@@ -137,9 +145,9 @@ def _second(now: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now))
 
 
-def _request_id(scope: Scope) -> str:
+def request_id(headers: Iterable[tuple[bytes, bytes]]) -> str:
     """The client's, if it sent a sane one."""
-    for name, value in scope["headers"]:
+    for name, value in headers:
         if name == b"x-request-id" and _SANE_ID.fullmatch(given := value.decode("latin-1")):
             return str(given)
     return f"{random.getrandbits(128):032x}"

@@ -46,10 +46,11 @@ class Admission:
     def enter(self, deadline: float) -> None:
         """Counts a request that must be answered by ``deadline`` (monotonic seconds) and is not decoded yet.
 
-        Raises what ``check_room`` raises; ``DeadlineUnmeetable`` when what is ahead and its own batch take longer, by
+        Raises what ``refuse`` returns; ``DeadlineUnmeetable`` when what is ahead and its own batch take longer, by
         the pace measured so far.
         """
-        self.check_room()
+        if not self.has_room():
+            raise self.refuse()  # which no variable keeps: it keeps this frame, and both would be garbage
         patience = deadline - self._clock()
         needed = _CAUTION * (self._seconds_ahead(self._others_in_batch()) + self.pace.seconds_of_one())
         if self.waiting + self.running > 0 and needed > patience:
@@ -68,11 +69,6 @@ class Admission:
         if self._clock() >= self._overloaded_until:
             return True
         return self._seconds_ahead() <= (_SHORT_SECONDS if self.waiting >= self._max_batch else _LONG_SECONDS)
-
-    def check_room(self) -> None:
-        """Raises ``QueueFull``, or what ``close`` was given."""
-        if not self.has_room():
-            raise self.refuse()
 
     def refuse(self) -> QueueFull | NotReady:
         """What a request is told for which there is no room; for a while after it, the queue is kept short."""

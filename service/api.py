@@ -14,7 +14,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 
 from service import metrics, openapi, wire
-from service.access import PROBLEM_JSON, App, Receive, Scope, Send, problem, visit
+from service.access import PROBLEM_JSON, App, Receive, Scope, Send, cost, problem, visit
 from service.cards import ModelCard, Task
 from service.errors import (
     REFUSALS,
@@ -40,7 +40,6 @@ _PARAMETERS: dict[Task, type[Parameters]] = {
     "video": WindowParameters,
 }
 CLIENT_LEFT = 499  # nginx's status for a request whose client did not wait; nobody reads it but the log
-_TIMING = ", ".join(f"{stage};dur=%.3f" for stage in STAGES).encode()  # milliseconds
 _T = TypeVar("_T")
 
 
@@ -120,10 +119,9 @@ def _add_task_route(app: FastAPI, task: Task) -> None:
 
 
 async def answer_request(request: Request, task: Task, state: State) -> Response:
-    """Room, body, parameters, model, then each file's stages; several files answer independently of one another."""
+    """Body, parameters, model, then each file's stages; several files answer independently of one another."""
     settings: Settings = state.settings
     pipeline, this = _pipeline(state), visit(request.scope)
-    pipeline.check_room(task)
     inputs = await read_inputs(request, settings)
     received = time.monotonic()
     parameters = parse_parameters(
@@ -162,7 +160,7 @@ async def _several(
         try:
             answer = await pipeline.answer(card, upload.data, parameters, deadline=deadline, watch=watch)
         except ServiceError as error:
-            metrics.REJECTED.labels(this.endpoint, error.slug).inc()
+            metrics.count_refusal(this.endpoint, error.slug)
             return {"filename": upload.filename, "error": problem(error, this.request_id)}
         metrics.observe_stages(this.endpoint, answer.stages)
         answers.append(answer)
@@ -202,13 +200,8 @@ def _response(body: Body | dict[str, Any], card: ModelCard, stages: Mapping[str,
         response = Response(body, media_type="image/png")
     else:
         response = Response(to_json(body), media_type="application/json")
-    response.raw_headers += [(b"x-model", card.key.encode()), *_cost(stages, batch_size)]
+    response.raw_headers += [(b"x-model", card.key.encode()), *cost(stages, batch_size)]
     return response
-
-
-def _cost(stages: Mapping[str, float], batch_size: int) -> list[tuple[bytes, bytes]]:
-    timing = _TIMING % tuple([seconds * 1000 for seconds in stages.values()])
-    return [(b"x-batch-size", b"%d" % batch_size), (b"server-timing", timing)]
 
 
 async def _while_connected(scope: Scope, work: Coroutine[Any, Any, _T]) -> _T:
@@ -273,7 +266,7 @@ def _pipeline(state: State) -> Pipeline:
 def refusal(error: ServiceError, scope: Scope) -> Response:
     """The problem document for ``error``, counted."""
     this = visit(scope)
-    metrics.REJECTED.labels(this.endpoint, error.slug).inc()
+    metrics.count_refusal(this.endpoint, error.slug)
     headers = {"X-Model": this.model} if this.model else {}
     if error.retry_after_seconds is not None:
         headers["Retry-After"] = str(error.retry_after_seconds)
@@ -283,7 +276,7 @@ def refusal(error: ServiceError, scope: Scope) -> Response:
         to_json(problem(error, this.request_id)), status_code=error.status, media_type=PROBLEM_JSON, headers=headers
     )
     if this.watch:
-        response.raw_headers += _cost(this.watch.seconds, batch_size=0)
+        response.raw_headers += cost(this.watch.seconds, batch_size=0)
     return response
 
 

@@ -34,6 +34,7 @@ from service.api import CLIENT_LEFT, TaskRoutes, create_app, mounted
 from service.cards import Task
 from service.catalogue import check_loadable, load_models
 from service.connections import Connections
+from service.door import Door
 from service.engine import CPU, DeviceUnusable
 from service.errors import BodyTimeout, EmptyBody, NotReady, ServiceError
 from service.handover import Handover
@@ -57,7 +58,6 @@ except SettingsError as _error:
 API = create_app(SETTINGS)
 _WATCH: ContextVar[Stopwatch] = ContextVar("watch")  # of a call on BentoML's routes, whose methods see no request
 CONNECTIONS = Connections(metrics.share_folder() / "connections", SETTINGS.worker_count())
-wire.use(CONNECTIONS.pass_on)
 _BEHIND_OURS_SECONDS = 30  # BentoML's own timeout would answer in its own form: it lies this far above ours
 
 
@@ -130,7 +130,9 @@ class Hosted(bentoml.Service[Any]):  # type: ignore[misc]  # it is untyped
         tasks = TaskRoutes(super().to_asgi(is_main), api=API)
         traces = _traces()
         trace = traces.record if traces else None
-        return access.Access(tasks, log=SETTINGS.access_log, closes=CONNECTIONS.closes, trace=trace)
+        entrance = access.Access(tasks, log=SETTINGS.access_log, closes=CONNECTIONS.closes, trace=trace)
+        wire.use(CONNECTIONS.pass_on, Door(entrance, lambda: API.state.pipeline).turn_away)
+        return entrance
 
 
 @bentoml.service(
@@ -266,7 +268,7 @@ class ConvServe:
 
 def _refused(endpoint: str, error: ServiceError) -> BentoMLException:
     """``error`` as BentoML would have it, counted."""
-    metrics.REJECTED.labels(endpoint, error.slug).inc()
+    metrics.count_refusal(endpoint, error.slug)
     return BentoMLException(f"{error.title}: {error.detail}", error_code=HTTPStatus(error.status))
 
 

@@ -179,6 +179,15 @@ def observe_request(endpoint: str, status: int, seconds: float) -> None:
     duration.observe(seconds)
 
 
+@functools.cache
+def _refusals(endpoint: str, reason: str) -> Counter:
+    return REJECTED.labels(endpoint, reason)
+
+
+def count_refusal(endpoint: str, reason: str) -> None:
+    _refusals(endpoint, reason).inc()
+
+
 def expect(endpoints: Iterable[str]) -> None:
     """Starts what alerts count at zero: Prometheus sees no increase in a series whose first value is 1 already."""
     for endpoint in endpoints:
@@ -186,7 +195,7 @@ def expect(endpoints: Iterable[str]) -> None:
         for refusal in REFUSALS.values():
             if refusal.status >= 500:
                 _endpoint(endpoint, refusal.status)
-                REJECTED.labels(endpoint, refusal.slug)
+                _refusals(endpoint, refusal.slug)
 
 
 def exposition() -> bytes:

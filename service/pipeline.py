@@ -9,6 +9,7 @@ from typing import Literal, NamedTuple, TypeVar
 import numpy as np
 
 from service import postprocess
+from service.admission import Admission
 from service.batcher import Batcher, Place, Result
 from service.cards import AudioPreprocess, ImagePreprocess, ModelCard, Task, VideoPreprocess
 from service.catalogue import Catalogue, LoadedModel
@@ -17,7 +18,7 @@ from service.decode.audio import decode_audio
 from service.decode.image import Picture, decode_image
 from service.decode.video import decode_video
 from service.engine import CPU
-from service.errors import CorruptMedia, EmptyBody, MediaTooLarge
+from service.errors import CorruptMedia, EmptyBody, MediaTooLarge, NotReady, QueueFull
 from service.metrics import ModelSeries
 from service.preprocess import ImageSample, Windows, audio_windows, decoded_shorter_side, image_sample, video_windows
 from service.schemas import (
@@ -83,20 +84,24 @@ class Pipeline:
             )
             for model in models
         }
-        self._admissions = {
+        self._admissions: dict[str, list[Admission]] = {
             task: [self._batchers[card.key].admission for card in self.catalogue.of(task)]
             for task in self.catalogue.tasks()
         }
         self._decoders = {task: workers(count, f"decode-{task}") for task, count in threads.items()}
 
-    def check_room(self, task: Task) -> None:
-        """Raises ``QueueFull`` or ``NotReady`` if no model of ``task`` would take anything, so that nobody has to read
-        what could not be answered anyway."""
-        admissions = self._admissions.get(task, [])
-        if admissions and not any(admission.has_room() for admission in admissions):
-            for admission in admissions[1:]:
-                admission.refuse()
-            raise admissions[0].refuse()  # which no variable keeps: it keeps this frame, and both would be garbage
+    def has_room(self, task: str) -> bool:
+        """Whether any model of ``task`` would take a request: else nobody has to read what could not be answered.
+        Where none serves it, that is not for this to say."""
+        admissions = self._admissions.get(task)
+        return not admissions or any(admission.has_room() for admission in admissions)
+
+    def refuse(self, task: str) -> QueueFull | NotReady:
+        """What a request is told for which there is no room."""
+        first, *others = self._admissions[task]
+        for admission in others:
+            admission.refuse()
+        return first.refuse()
 
     async def answer(
         self,

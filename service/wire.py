@@ -11,12 +11,13 @@ A connection that is closed for being at rest while a request waits in it, unrea
 at its timers before it reads.
 
 A request that begins to come may be another worker's: ``passes_on`` is asked, and gives it away with its connection.
+One whose head is there may have to stay outside: ``turns_away`` is asked, and what it says is the answer.
 """
 
 import asyncio
 import select
 import socket
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, MutableMapping, Sequence
 from typing import Any, ClassVar, cast
 
 import uvicorn
@@ -24,6 +25,8 @@ from uvicorn import config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 PassesOn = Callable[[asyncio.Transport, bytes, int], bool]  # a connection, what came of it, requests in hand beside it
+# Method, target and headers of a request -> the answer's head, but for what is the connection's, and its body.
+TurnsAway = Callable[[bytes, bytes, Sequence[tuple[bytes, bytes]]], tuple[bytes, bytes] | None]
 _LEFT, _WHOLE = "convserve.left", "convserve.whole"
 
 
@@ -65,11 +68,21 @@ class Gathered:
         self._held = b""
 
 
+class _Answered:
+    """In the place of uvicorn's cycle, for a request that had none."""
+
+    response_complete, body = True, b""
+
+    def __init__(self) -> None:
+        self.message_event = asyncio.Event()
+
+
 class Protocol(HttpToolsProtocol):
     """uvicorn's, on such a transport, with a future in every scope that is done when the client has left. ``received``
     is what another worker has read already."""
 
     passes_on: PassesOn = staticmethod(lambda transport, received, in_hand: False)
+    turns_away: TurnsAway = staticmethod(lambda method, target, headers: None)
     in_hand: ClassVar[set["Protocol"]] = set()  # those whose request is not answered yet, or not even whole
 
     def __init__(self, *args: Any, received: bytes = b"", **options: Any) -> None:
@@ -96,6 +109,11 @@ class Protocol(HttpToolsProtocol):
         self.scope["extensions"] = {_LEFT: self._left}  # type: ignore[dict-item]
 
     def on_headers_complete(self) -> None:
+        if self._at_rest() and not self.parser.should_upgrade():
+            answer = self.turns_away(self.parser.get_method(), self.url, self.headers)
+            if answer is not None:
+                self._answer(*answer)
+                return
         super().on_headers_complete()
         if self.cycle and not self.cycle.response_complete:  # it is no upgrade, which another protocol would end
             self.in_hand.add(self)
@@ -105,9 +123,11 @@ class Protocol(HttpToolsProtocol):
         super().on_response_complete()
 
     def on_body(self, body: bytes) -> None:
-        if self.cycle and not self.cycle.body:
+        if self.cycle is None or self.cycle.response_complete:
+            return
+        if not self.cycle.body:
             self.cycle.body = b""  # type: ignore[assignment]  # a first piece is neither copied into it nor out of it
-        elif self.cycle and isinstance(self.cycle.body, bytes):
+        elif isinstance(self.cycle.body, bytes):
             self.cycle.body = bytearray(self.cycle.body)  # to which thousands of small ones can be added
         super().on_body(body)
 
@@ -140,9 +160,21 @@ class Protocol(HttpToolsProtocol):
     def _others(self) -> bool:
         return len(self.in_hand) > 1
 
+    def _at_rest(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
+
+    def _answer(self, head: bytes, body: bytes) -> None:
+        """To a request whose body nobody wants, even if it still comes."""
+        self.cycle = _Answered()  # type: ignore[assignment]
+        stays = self.parser.should_keep_alive() and self.parser.get_http_version() != "1.0"
+        ours = b"".join([b"%b: %b\r\n" % header for header in self.server_state.default_headers])
+        self.transport.write(head + ours + (b"\r\n" if stays else b"connection: close\r\n\r\n") + body)
+        if not stays:
+            self.transport.close()
+        self.on_response_complete()
+
     def _passed_on(self, data: bytes) -> bool:
-        at_rest = self.cycle is None or self.cycle.response_complete
-        if not (at_rest and self.scheme == "http" and cast(Gathered, self.transport).sent):
+        if not (self._at_rest() and self.scheme == "http" and cast(Gathered, self.transport).sent):
             return False
         return self.passes_on(self.transport, data, len(self.in_hand))
 
@@ -187,7 +219,8 @@ def whole(scope: MutableMapping[str, Any]) -> bool:
     return _WHOLE in scope.get("extensions", {})
 
 
-def use(passes_on: PassesOn) -> None:
-    """For all servers of this process. BentoML lets nobody choose a protocol, and takes the one that is called auto."""
-    Protocol.passes_on = staticmethod(passes_on)
+def use(passes_on: PassesOn, turns_away: TurnsAway) -> None:
+    """For all servers that this process makes from now on. BentoML lets nobody choose a protocol, and takes the one
+    that is called auto."""
+    Protocol.passes_on, Protocol.turns_away = staticmethod(passes_on), staticmethod(turns_away)
     config.HTTP_PROTOCOLS["auto"] = f"{__name__}:{Protocol.__name__}"

@@ -17,7 +17,7 @@ HTTP = {"fastapi", "starlette", "uvicorn"}
 LAYERS = [
     {"__main__"},
     {"app"},
-    {"api", "tune"},
+    {"api", "door", "tune"},
     {"openapi", "inputs", "pipeline"},
     {"catalogue"},
     {"traces"},

@@ -6,7 +6,7 @@ import os
 import re
 import socket
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 
 import pytest
 import uvicorn
@@ -153,6 +153,74 @@ async def test_the_answers_are_those_of_uvicorn(conversation: list[bytes]) -> No
     assert said[0] == said[1]
     assert re.match(rb"HTTP/1.1 (200 OK|100 Continue|400 (Bad Request)?)\r\n", said[1])
     assert not wire.Protocol.in_hand
+
+
+def _with_sorted_heads(answers: bytes) -> list[list[bytes]]:
+    return [sorted(answer.split(b"\r\n")) for answer in re.split(rb"(?=HTTP/1\.1 )", answers)]
+
+
+@pytest.mark.parametrize("conversation", CONVERSATIONS.values(), ids=CONVERSATIONS)
+async def test_who_is_turned_away_is_answered_as_by_an_app(
+    conversation: list[bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    length, body = (b"content-length", b"4"), b"full"
+    away, let_in = list[tuple[bytes, bytes]](), list[str]()
+
+    async def full(scope: Scope, receive: Receive, send: Send) -> None:
+        let_in.append(scope["path"])
+        await send({"type": "http.response.start", "status": 503, "headers": [length]})
+        await send({"type": "http.response.body", "body": body})
+
+    def turn_away(method: bytes, target: bytes, headers: Sequence[tuple[bytes, bytes]]) -> tuple[bytes, bytes]:
+        away.append((method, target))
+        return b"HTTP/1.1 503 Service Unavailable\r\n%b: %b\r\n" % length, b"" if method == b"HEAD" else body
+
+    said = []
+    for protocol in (HttpToolsProtocol, wire.Protocol):
+        let_in.clear()
+        monkeypatch.setattr(wire.Protocol, "turns_away", staticmethod(turn_away))
+        async with _serving(protocol, full) as port:
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            for request in conversation:
+                writer.write(request)
+                await writer.drain()
+            writer.write(_post("/last", b"bye", "Connection: close"))
+            said.append(_with_sorted_heads(await reader.read()))
+            writer.close()
+    assert said[0] == said[1]
+    odd = b"nonsense" in conversation[0] or b"upgrade" in conversation[0]  # which another protocol would see to
+    assert odd or (away and not let_in)
+    assert not wire.Protocol.in_hand
+
+
+async def test_who_was_turned_away_may_ask_again_and_is_let_in_once_there_is_room(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    full = True
+
+    def turn_away(method: bytes, target: bytes, headers: Sequence[tuple[bytes, bytes]]) -> tuple[bytes, bytes] | None:
+        assert (method, target, dict(headers)[b"host"]) == (b"POST", b"/?a=b", b"there")
+        return (b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n", b"") if full else None
+
+    monkeypatch.setattr(wire.Protocol, "turns_away", staticmethod(turn_away))
+    async with _serving(wire.Protocol, patience=1) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        request = _post("/?a=b", b"ab")
+        writer.write(request[:-2])
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 503 "), "before its body has come"
+        full = False
+        writer.write(request[-2:] + request)
+        assert (await reader.readuntil(b"\r\n\r\nab")).startswith(b"HTTP/1.1 200 OK\r\n")
+        full = True
+        writer.write(request)
+        assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 503 ")
+        async with asyncio.timeout(10):
+            assert not await reader.read(), "it is closed for being at rest, as others are"
+        writer.close()
+        other, its = await asyncio.open_connection("127.0.0.1", port)
+        its.write(request[:-2])
+        await other.readuntil(b"\r\n\r\n")
+        its.close()  # amid a request that is answered already
 
 
 async def test_an_answer_in_pieces_is_not_held_back() -> None:
@@ -406,7 +474,8 @@ def test_other_servers_do_not_tell_whether_the_client_has_left_or_sent_all() -> 
 async def test_servers_that_choose_nothing_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(uvicorn.config, "HTTP_PROTOCOLS", dict(uvicorn.config.HTTP_PROTOCOLS))
     monkeypatch.setattr(wire.Protocol, "passes_on", wire.Protocol.passes_on)
-    wire.use(lambda transport, received, in_hand: False)
+    monkeypatch.setattr(wire.Protocol, "turns_away", wire.Protocol.turns_away)
+    wire.use(lambda transport, received, in_hand: False, lambda method, target, headers: None)
     config = uvicorn.Config(_app, log_config=None)
     config.load()
     assert config.http_protocol_class is wire.Protocol

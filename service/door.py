@@ -1,0 +1,48 @@
+"""Turns away, before anything is made of it, a request for which there is no room.
+
+Under overload they come one by one, between batches that leave no cache warm for them: on the way through ASGI and the
+routes each would take from those who are let in as much as a seventh of an answer. They are told, counted and logged
+like all others.
+"""
+
+from collections.abc import Callable, Sequence
+
+from pydantic_core import to_json
+
+from service import metrics
+from service.access import PROBLEM_JSON, Access, Visit, cost, problem, request_id
+from service.cards import MEDIA_OF_TASK
+from service.pipeline import Pipeline
+from service.stopwatch import Stopwatch
+
+_STATUS = 503
+_SAME_IN_ALL = [(b"content-type", PROBLEM_JSON.encode()), *cost(Stopwatch().seconds, batch_size=0)]
+_HEAD = b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: %d\r\nx-request-id: %b\r\nretry-after: %d\r\n" + b"".join(
+    b"%b: %b\r\n" % header for header in _SAME_IN_ALL
+)
+
+
+class Door:
+    """``access`` records who is turned away; ``pipeline``, once there is one, says who is."""
+
+    def __init__(self, access: Access, pipeline: Callable[[], Pipeline | None]) -> None:
+        self._access, self._pipeline = access, pipeline
+        self._tasks = {f"/{task}".encode(): task for task in MEDIA_OF_TASK}
+
+    def turn_away(
+        self, method: bytes, target: bytes, headers: Sequence[tuple[bytes, bytes]]
+    ) -> tuple[bytes, bytes] | None:
+        """Status line and headers, and the body, that are the answer to this request; None if it may come in."""
+        task = self._tasks.get(target.partition(b"?")[0]) if method == b"POST" else None
+        pipeline = self._pipeline()
+        if task is None or pipeline is None or pipeline.has_room(task):
+            return None
+        if self._access.closes():  # who is to go to another server is told so further in
+            return None
+        this = Visit(request_id(headers), f"/{task}", status=_STATUS, watch=Stopwatch())
+        error = pipeline.refuse(task)
+        body = to_json(problem(error, this.request_id))
+        head = _HEAD % (len(body), this.request_id.encode("ascii"), error.retry_after_seconds or 1)
+        metrics.count_refusal(this.endpoint, error.slug)
+        self._access.record({"method": "POST", "path": this.endpoint, "headers": headers}, this)
+        return head, body

@@ -1,0 +1,114 @@
+import json
+from collections.abc import Iterator
+from typing import cast
+
+import pytest
+
+from service import metrics
+from service.access import Access, Scope, Visit
+from service.door import Door
+from service.errors import NotReady, QueueFull
+from service.pipeline import Pipeline
+
+ID = [(b"host", b"there"), (b"x-request-id", b"mine")]
+
+
+class Full:
+    """A pipeline that has no room for pictures."""
+
+    refusal: QueueFull | NotReady = QueueFull("256 samples are waiting", retry_after_seconds=7)
+
+    def has_room(self, task: str) -> bool:
+        return task != "classify"
+
+    def refuse(self, task: str) -> QueueFull | NotReady:
+        assert task == "classify"
+        return self.refusal
+
+
+class Kept(Access):
+    """Keeps what it would record."""
+
+    def __init__(self) -> None:
+        self.records: list[tuple[Scope, Visit]] = []
+        self.leaving = False
+        super().__init__(None, closes=lambda: self.leaving)  # type: ignore[arg-type]
+
+    def record(self, scope: Scope, this: Visit) -> None:
+        self.records.append((scope, this))
+
+
+@pytest.fixture
+def access() -> Iterator[Kept]:
+    yield Kept()
+
+
+def _door(access: Access, pipeline: Full | None) -> Door:
+    return Door(access, lambda: cast(Pipeline | None, pipeline))
+
+
+@pytest.mark.parametrize("target", [b"/classify", b"/classify?top_k=3", b"/classify?"])
+def test_the_answer_is_a_problem_with_all_that_refusals_have(access: Kept, target: bytes) -> None:
+    before = metrics.REJECTED.labels("/classify", "queue-full")._value.get()
+    answer = _door(access, Full()).turn_away(b"POST", target, ID)
+    assert answer is not None
+    status, *lines = answer[0].decode().split("\r\n")
+    headers = dict(line.split(": ", 1) for line in lines if line)
+    assert status == "HTTP/1.1 503 Service Unavailable" and answer[0].endswith(b"\r\n")
+    assert headers.pop("server-timing").startswith("decode;dur=0.000, preprocess;dur=0.000, queue;dur=0.000")
+    assert headers == {
+        "content-type": "application/problem+json",
+        "content-length": str(len(answer[1])),
+        "retry-after": "7",
+        "x-batch-size": "0",
+        "x-request-id": "mine",
+    }
+    assert json.loads(answer[1]) == {
+        "type": "/problems/queue-full",
+        "title": QueueFull.title,
+        "status": 503,
+        "detail": "256 samples are waiting",
+        "request_id": "mine",
+    }
+    assert metrics.REJECTED.labels("/classify", "queue-full")._value.get() == before + 1
+    ((scope, visit),) = access.records
+    assert scope == {"method": "POST", "path": "/classify", "headers": ID}
+    assert (visit.request_id, visit.endpoint, visit.status, visit.model) == ("mine", "/classify", 503, "")
+    assert visit.watch is not None and not visit.watch.intervals
+
+
+def test_who_gives_no_id_gets_one(access: Kept) -> None:
+    answer = _door(access, Full()).turn_away(b"POST", b"/classify", [])
+    assert answer is not None
+    given = json.loads(answer[1])["request_id"]
+    assert len(given) == 32 and f"x-request-id: {given}\r\n".encode() in answer[0]
+
+
+def test_a_service_that_stops_says_so(access: Kept) -> None:
+    stopping = Full()
+    stopping.refusal = NotReady("the service is stopping", retry_after_seconds=5)
+    answer = _door(access, stopping).turn_away(b"POST", b"/classify", ID)
+    assert answer is not None and json.loads(answer[1])["type"] == "/problems/not-ready"
+
+
+@pytest.mark.parametrize(
+    ("method", "target"),
+    [
+        (b"POST", b"/segment"),
+        (b"GET", b"/classify"),
+        (b"POST", b"/bento/classify"),
+        (b"POST", b"/classify/"),
+        (b"POST", b"/"),
+        (b"POST", b"http://there/classify"),
+    ],
+)
+def test_all_else_comes_in(access: Kept, method: bytes, target: bytes) -> None:
+    assert _door(access, Full()).turn_away(method, target, ID) is None
+    assert not access.records
+
+
+def test_before_there_is_a_pipeline_and_while_clients_are_sent_away_all_come_in(access: Kept) -> None:
+    assert _door(access, None).turn_away(b"POST", b"/classify", ID) is None
+    access.leaving = True
+    assert _door(access, Full()).turn_away(b"POST", b"/classify", ID) is None
+    assert not access.records
