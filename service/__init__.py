@@ -1,6 +1,6 @@
 """Serving. The way of a request:
 
-door          is there room for it?                             wire asks, once its head is there: else 503
+door          is there room for it?                               wire asks, once its head is there: else 503
 access        an id, a count, a line in the log                   every request; traces, if they are asked for
 api, inputs   HTTP -> media bytes and parameters                  refused early: too large, too slow, out of range
 pipeline      the stages in order, each timed once by a stopwatch

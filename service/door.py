@@ -15,7 +15,6 @@ from service.cards import MEDIA_OF_TASK
 from service.pipeline import Pipeline
 from service.stopwatch import Stopwatch
 
-_STATUS = 503
 _SAME_IN_ALL = [(b"content-type", PROBLEM_JSON.encode()), *cost(Stopwatch().seconds, batch_size=0)]
 _HEAD = b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: %d\r\nx-request-id: %b\r\nretry-after: %d\r\n" + b"".join(
     b"%b: %b\r\n" % header for header in _SAME_IN_ALL
@@ -39,8 +38,8 @@ class Door:
             return None
         if self._access.closes():  # who is to go to another server is told so further in
             return None
-        this = Visit(request_id(headers), f"/{task}", status=_STATUS, watch=Stopwatch())
-        error = pipeline.refuse(task)
+        error = pipeline.refuse(task)  # always 503, as the head says
+        this = Visit(request_id(headers), f"/{task}", status=error.status, watch=Stopwatch())
         body = to_json(problem(error, this.request_id))
         head = _HEAD % (len(body), this.request_id.encode("ascii"), error.retry_after_seconds or 1)
         metrics.count_refusal(this.endpoint, error.slug)

@@ -1,3 +1,4 @@
+import gc
 import json
 from collections.abc import Iterator
 from typing import cast
@@ -75,6 +76,19 @@ def test_the_answer_is_a_problem_with_all_that_refusals_have(access: Kept, targe
     assert scope == {"method": "POST", "path": "/classify", "headers": ID}
     assert (visit.request_id, visit.endpoint, visit.status, visit.model) == ("mine", "/classify", 503, "")
     assert visit.watch is not None and not visit.watch.intervals
+
+
+def test_a_refusal_leaves_nothing_to_the_garbage_collector(access: Kept) -> None:
+    door = _door(access, Full())
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in range(100):
+            assert door.turn_away(b"POST", b"/classify", ID) is not None
+            access.records.clear()
+        assert gc.collect() < 100
+    finally:
+        gc.enable()
 
 
 def test_who_gives_no_id_gets_one(access: Kept) -> None:
