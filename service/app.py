@@ -185,6 +185,7 @@ class ConvServe:
         # uvicorn keeps its server to itself, but has made it what SIGTERM is answered by.
         server = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
         if isinstance(server, uvicorn.Server):
+            server.config.timeout_keep_alive = SETTINGS.keep_alive_seconds
             index = (bentoml.server_context.worker_index or 1) - 1
             CONNECTIONS.watch(server, index, self._handover(server, index))
             self._telling = asyncio.create_task(CONNECTIONS.keep_telling())

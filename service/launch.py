@@ -5,6 +5,7 @@ python -m service
 
 import ipaddress
 import os
+import resource
 import sys
 from pathlib import Path
 
@@ -14,6 +15,7 @@ _ANNOUNCED = "_CONVSERVE_URL"
 _SAMPLES = Path("samples")
 _CALLS = {"classify": "cat.jpg", "segment": "tower.jpg", "audio": "seven.wav", "video": "pan-left.mp4"}
 TUNED = "tuned.env"  # in the working folder, made by ``make tune``
+_DESCRIPTORS = 65_536  # an engine that bounds nothing says a milliard, up to which some programs count
 _GRACE_SECONDS = 30  # what is in flight may take so long to finish after the drain; the README says so too
 
 
@@ -31,13 +33,19 @@ def serve() -> None:
 
 
 def prepare_workers() -> None:
-    """In the process that starts the workers, however it was started itself: what they find in their environment."""
+    """In the process that starts the workers, however it was started itself: what they inherit."""
     # glibc by itself keeps a heap for each thread. Which blocks it gives back at once is left to it, as it learns that
     # from what comes: bounds fixed here cost up to 9% of a large picture, in page faults.
     os.environ.setdefault("MALLOC_ARENA_MAX", "2")
     # The images of `bentoml containerize` set it. Where BentoML finds it, it starts no killed worker afresh, but leaves
     # that to an orchestrator, which sees nothing: the other workers still answer /livez.
     os.environ.pop("BENTOML_CONTAINERIZED", None)
+    # Each connection is a file; systemd and container engines allow 1,024 at first, for the sake of select(), which
+    # nothing here uses.
+    allowed, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = _DESCRIPTORS if most == resource.RLIM_INFINITY else min(most, _DESCRIPTORS)
+    if allowed != resource.RLIM_INFINITY and allowed < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
 
 
 def _read_tuned() -> None:

@@ -93,6 +93,7 @@ class Protocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self._left = self.loop.create_future()
         super().connection_made(cast(asyncio.Transport, Gathered(transport, self._others)))
+        self._rest()
         if self._received:
             super().data_received(self._received)
             self._received = b""
@@ -136,14 +137,10 @@ class Protocol(HttpToolsProtocol):
             self.transport.abort()
             return
         super().data_received(data)
-        # It ended the timer for connections at rest, which only answers start. After what was answered before its body
-        # was all there none may ever come.
-        answered = self.cycle is not None and self.cycle.response_complete
-        at_rest = answered and self in self.connections and not self.transport.is_closing()
-        if at_rest and self.timeout_keep_alive_task is None:
-            self.timeout_keep_alive_task = self.loop.call_later(
-                self.timeout_keep_alive, self.timeout_keep_alive_handler
-            )
+        # It ended the timer for connections at rest, which only answers start. Of a head that came in part the rest may
+        # never come, nor that of a body whose request was answered before.
+        if self._at_rest() and self in self.connections and not self.transport.is_closing():
+            self._rest()
 
     def on_message_complete(self) -> None:
         super().on_message_complete()
@@ -156,6 +153,17 @@ class Protocol(HttpToolsProtocol):
         """Where the event loop is late, and not the client, its next request is there, and only unread."""
         if not _readable(self.transport):
             super().timeout_keep_alive_handler()
+
+    def shutdown(self) -> None:
+        """What is at rest ends, but for a request that is there, and only unread: its answer will say that it ends."""
+        if not (self._at_rest() and _readable(self.transport)):
+            super().shutdown()
+
+    def _rest(self) -> None:
+        if self.timeout_keep_alive_task is None:
+            self.timeout_keep_alive_task = self.loop.call_later(
+                self.timeout_keep_alive, self.timeout_keep_alive_handler
+            )
 
     def _others(self) -> bool:
         return len(self.in_hand) > 1

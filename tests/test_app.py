@@ -2,10 +2,13 @@
 
 import json
 import os
+import resource
 import signal
+import socket
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
@@ -141,6 +144,22 @@ def test_the_access_log_is_json_and_can_be_turned_off(tmp_path: Path) -> None:
         if found:
             assert (found[0]["status"], found[0]["path"], found[0]["model"]) == (200, "/classify", "tiny-classify:1")
             assert found[0]["milliseconds"] > 0
+
+
+def test_more_connections_may_be_at_rest_than_a_process_may_have_files_at_first(tmp_path: Path) -> None:
+    repository = tmp_path / "repository"
+    graphs.write_model(repository, "classify")
+    allowed, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with ExitStack() as ending:
+        ending.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (allowed, most))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, most))
+        started = serving(tmp_path / "log", repository=str(repository), workers="1", keep_alive_seconds="5")
+        server = ending.enter_context(started)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, most))
+        address = ("127.0.0.1", server.port)
+        at_rest = [ending.enter_context(socket.create_connection(address, timeout=30)) for _ in range(300)]
+        assert httpx.post(f"{server.url}/classify", content=grey_png(11), timeout=30).json()[0]["label"] == "11"
+        assert {connection.recv(1) for connection in at_rest} == {b""}, "each ends after five seconds"
 
 
 def test_sigterm_lets_what_is_in_flight_finish(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 import os
+import resource
 import subprocess
 import sys
 from pathlib import Path
@@ -45,3 +46,27 @@ def test_workers_get_the_allocator_s_setting_unless_set_already(
     launch.prepare_workers()
     assert os.environ["MALLOC_ARENA_MAX"] == found
     assert "BENTOML_CONTAINERIZED" not in os.environ, "or BentoML would not start killed workers afresh"
+
+
+_NO_BOUND = resource.RLIM_INFINITY
+
+
+@pytest.mark.parametrize(
+    ("allowed", "wanted"),
+    [
+        ((1024, 524_288), [(65_536, 524_288)]),
+        ((1024, 4096), [(4096, 4096)]),
+        ((1024, _NO_BOUND), [(65_536, _NO_BOUND)]),
+        ((1_048_576, 1_048_576), []),
+        ((_NO_BOUND, _NO_BOUND), []),
+    ],
+)
+def test_workers_may_hold_as_many_connections_as_the_machine_allows(
+    monkeypatch: pytest.MonkeyPatch, allowed: tuple[int, int], wanted: list[tuple[int, int]]
+) -> None:
+    asked: list[tuple[int, int]] = []
+    monkeypatch.setattr(os, "environ", {})
+    monkeypatch.setattr(resource, "getrlimit", lambda of: allowed)
+    monkeypatch.setattr(resource, "setrlimit", lambda of, to: asked.append(to))
+    launch.prepare_workers()
+    assert asked == wanted

@@ -36,6 +36,8 @@ def test_defaults() -> None:
         ("MAX_BATCH", "cifar10=many"),
         ("MAX_SECONDS", "nan"),
         ("MAX_SECONDS", "inf"),
+        ("KEEP_ALIVE_SECONDS", "0"),
+        ("KEEP_ALIVE_SECONDS", "1.5"),
         ("DRAIN_SECONDS", "-1"),
         ("DRAIN_SECONDS", "inf"),
         ("DEVICE", "tpu"),

@@ -285,6 +285,27 @@ async def test_the_scope_tells_when_all_of_the_body_has_come() -> None:
     assert told == [False, True, True, True]
 
 
+@pytest.mark.parametrize("sent", [b"", b"POST / HTTP/1.1\r\nHost: th"], ids=["nothing", "half a head"])
+async def test_a_connection_whose_head_does_not_come_ends(sent: bytes) -> None:
+    async with _serving(wire.Protocol, patience=1) as port, asyncio.timeout(20):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(sent)
+        assert await reader.read() == b""
+        writer.close()
+
+
+async def test_a_head_in_pieces_has_as_long_after_each() -> None:
+    request = _post("/", b"whole")
+    async with _serving(wire.Protocol, patience=4) as port, asyncio.timeout(30):
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        for at in range(0, 40, 20):
+            await asyncio.sleep(2.4)
+            writer.write(request[at : at + 20])
+        writer.write(request[40:])
+        assert (await reader.readuntil(b"whole")).startswith(b"HTTP/1.1 200 OK\r\n")
+        writer.close()
+
+
 async def _hasty(scope: Scope, receive: Receive, send: Send) -> None:
     """Answers before the body is there; /patiently after two seconds."""
     if scope["path"] == "/patiently":
@@ -327,6 +348,26 @@ def test_a_request_that_the_event_loop_was_too_busy_to_read_is_answered(run: Cal
                 rope.sendall(b"!")
                 assert (await loop.sock_recv(client, 10_000)).endswith(b"\r\n\r\nsecond")
                 assert await loop.sock_recv(client, 10_000) == b"", "it is closed once it is at rest"
+
+    run(conversation())
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
+def test_a_request_that_is_there_unread_when_the_server_stops_is_answered(run: Callable[..., None]) -> None:
+    async def conversation() -> None:
+        loop = asyncio.get_running_loop()
+        async with _running(wire.Protocol) as server, asyncio.timeout(20):
+            with socket.socket() as client:
+                client.setblocking(False)
+                await loop.sock_connect(client, server.servers[0].sockets[0].getsockname())
+                client.sendall(_post("/", b"first"))
+                assert (await loop.sock_recv(client, 10_000)).endswith(b"\r\n\r\nfirst")
+                (connection,) = server.server_state.connections
+                client.sendall(_post("/", b"second"))
+                connection.shutdown()  # in the same turn of the event loop
+                assert (await loop.sock_recv(client, 10_000)).endswith(b"\r\n\r\nsecond")
+                connection.shutdown()
+                assert await loop.sock_recv(client, 10_000) == b"", "what is at rest ends"
 
     run(conversation())
 
