@@ -73,6 +73,7 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--connections", nargs="+", type=int, default=[1, 16, 64, 256], metavar="N")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--seconds", type=int, default=8, help="of each measurement")
+    parser.add_argument("--answers", type=int, default=400, help="for which slow networks are measured for longer")
     parser.add_argument("--overload-seconds", type=int, default=60, help="of open-loop load")
     parser.add_argument("--quick", action="store_true", help="one round of 2 seconds, 10 of open-loop load")
     parser.add_argument("--merge", action="store_true", help="keep what was measured before and is not measured now")
@@ -84,7 +85,7 @@ def options(argv: Sequence[str] | None) -> argparse.Namespace:
     if chosen.file and not chosen.file.is_file():
         parser.error(f"--file {chosen.file} is not a file")
     if chosen.quick:
-        chosen.rounds, chosen.seconds, chosen.overload_seconds = 1, 2, 10
+        chosen.rounds, chosen.seconds, chosen.answers, chosen.overload_seconds = 1, 2, 0, 10
     return chosen
 
 
@@ -111,6 +112,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         cores=machine["cores"],
         rounds=chosen.rounds,
         seconds=chosen.seconds,
+        answers=chosen.answers,
         overload_seconds=chosen.overload_seconds,
     )
     command = ["python", "-m", "benchmarks.bench", *(sys.argv[1:] if argv is None else argv)]

@@ -28,6 +28,7 @@ class Plan:
     cores: int
     rounds: int
     seconds: int
+    answers: int
     overload_seconds: int
 
 

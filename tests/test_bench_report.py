@@ -184,6 +184,7 @@ def test_the_limit_alone_is_a_table_too() -> None:
 def test_quick_is_one_round() -> None:
     chosen = bench.options(["--quick", "--networks", "resnet20", "--only", "limit", "mosec"])
     assert (chosen.rounds, chosen.only, chosen.networks) == (1, ["limit", "mosec"], ["resnet20"])
+    assert chosen.answers == 0, "or slow networks would not be quick"
 
 
 def test_a_file_of_one_s_own_is_what_every_network_is_sent(tmp_path: Path) -> None:
