@@ -52,15 +52,13 @@ def overload(plan: Plan) -> Iterator[Measurement]:
         with started(CONVSERVE, network, plan.cores) as server:
             post = CONVSERVE.post(network)
             warm(server, post)
-            alone = loaded(server, post, 1, plan.seconds)
             with patient():
+                usual_seconds = uvloop.run(_usual(server.port, post))
                 # By the same sender, which takes more of the machine than wrk does.
                 before = _saturations(server.port, post, plan.seconds)
                 hurried = replace(post, path=f"{post.path}?timeout_ms={_OVERLOAD_TIMEOUT_MS}")
                 stream = Stream(network.name, hurried, times * max(before))
-                outcomes, recovery = uvloop.run(
-                    _overload(server.port, stream, plan.overload_seconds, alone["p99_ms"] / 1e3)
-                )
+                outcomes, recovery = uvloop.run(_overload(server.port, stream, plan.overload_seconds, usual_seconds))
                 after = _saturations(server.port, post, plan.seconds)
         peak = max(statistics.mean(both) for both in zip(before, after, strict=True))
         values = {"offered_per_second": stream.rate_hz, "peak_per_second": peak, "recovery_seconds": recovery}
@@ -77,6 +75,14 @@ async def _saturated(port: int, post: Post, connections: int, seconds: float) ->
     sender = Sender(port)
     try:
         return await sender.saturate(post, connections, seconds)
+    finally:
+        sender.close()
+
+
+async def _usual(port: int, post: Post) -> float:
+    sender = Sender(port)
+    try:
+        return await sender.usual(post)
     finally:
         sender.close()
 

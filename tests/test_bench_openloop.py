@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
@@ -98,6 +99,21 @@ async def test_recovery_is_five_good_answers_in_a_row() -> None:
         seconds = await sender.recover(POST, usual_seconds=30, limit_seconds=60)
     assert next(asked) == 503  # the tenth was not asked
     assert 0 < seconds < 60
+
+
+async def test_usual_is_what_takes_a_lone_client_long_but_not_longest(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    takes = iter([*range(100, 50, -1), *range(1, 51)])
+
+    async def answer(request: bytes, writer: asyncio.StreamWriter) -> None:
+        nonlocal now
+        now += next(takes)
+        writer.write(said(200))
+
+    monkeypatch.setattr(time, "perf_counter", lambda: now)
+    async with listening(answer) as sender:
+        assert await sender.usual(POST, probes=100) == 96
+    assert next(takes, None) is None
 
 
 async def test_a_lone_client_that_is_refused_does_not_load_the_machine() -> None:
