@@ -1,6 +1,7 @@
 """Servers beside each other, asked in turn, in bursts of a few seconds: which of two is faster, and by how much.
 
-A machine's speed drifts by more within an hour than most changes gain; neighbouring bursts see the same of it.
+A machine's speed drifts by more within an hour than most changes gain; neighbouring bursts see the same of it. Who is
+not asked is stopped: some servers take a part of a core for waiting.
 
 python -m benchmarks.beside convserve mosec --network camera-motion --connections 16 64
 python -m benchmarks.beside convserve ../before        another checkout's service, with this one's interpreter
@@ -10,8 +11,8 @@ import argparse
 import statistics
 import sys
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -61,6 +62,24 @@ def rest(server: Server) -> None:
             return
 
 
+@contextmanager
+def stopped(servers: Sequence[Server]) -> Iterator[None]:
+    """All their processes, until the block ends."""
+    for server in servers:
+        _signal(server, psutil.Process.suspend)
+    try:
+        yield
+    finally:
+        for server in servers:
+            _signal(server, psutil.Process.resume)
+
+
+def _signal(server: Server, send: Callable[[psutil.Process], None]) -> None:
+    for process in server.processes():
+        with suppress(psutil.NoSuchProcess):
+            send(process)
+
+
 def _busy_seconds(server: Server) -> float:
     """Of a core, since it was started."""
     seconds = 0.0
@@ -77,8 +96,9 @@ def bursts(servers: Sequence[Server], posts: Sequence[Post], connections: int, r
     for number in range(rounds):
         row = [0.0] * len(servers)
         for at in sorted(range(len(servers)), reverse=number % 2 == 1):
-            values = loaded(servers[at], posts[at], connections, seconds)
-            rest(servers[at])
+            with stopped([server for server in servers if server is not servers[at]]):
+                values = loaded(servers[at], posts[at], connections, seconds)
+                rest(servers[at])
             row[at] = values["requests_per_second"]
             if values["failed"]:
                 print(f"{servers[at].contestant.name}: {values['failed']:g} failed", file=sys.stderr)

@@ -2,6 +2,8 @@ import argparse
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -29,14 +31,24 @@ def test_who_went_last_goes_first_next(monkeypatch: pytest.MonkeyPatch, capsys: 
         asked.append((server.contestant.name, connections, seconds))
         return {"requests_per_second": len(asked), "failed": 2 * (len(asked) == 3)}
 
-    rested: list[object] = []
+    rested, halted = list[object](), list[object]()
+
+    @contextmanager
+    def halting(servers: list[Server]) -> Iterator[None]:
+        before = len(asked)
+        yield
+        halted.extend(server.contestant.name for server in servers)
+        assert len(asked) == len(rested) == before + 1, "what is asked goes on until it rests"
+
     monkeypatch.setattr(beside, "loaded", loaded)
     monkeypatch.setattr(beside, "rest", lambda server: rested.append(server.contestant.name))
+    monkeypatch.setattr(beside, "stopped", lambda servers: halting(servers))
     names = ["starlette", "mosec"]
     servers = [Server(CONTESTANTS[name], 1, cast(Any, None), 0.0, Path()) for name in names]
     rates = beside.bursts(servers, [Post("/", b"", {})] * 2, connections=16, rounds=3, seconds=2)
     assert asked == [(name, 16, 2) for name in ("starlette", "mosec", "mosec", "starlette", "starlette", "mosec")]
     assert rested == [name for name, _, _ in asked]
+    assert halted == ["mosec", "starlette", "starlette", "mosec", "mosec", "starlette"]
     assert rates == [[1, 2], [4, 3], [5, 6]]
     assert capsys.readouterr().err == "mosec: 2 failed\n"
 
@@ -55,6 +67,38 @@ def test_the_next_burst_begins_when_the_last_is_over() -> None:
         assert server.process.cpu_times().user - spent < 0.1
     finally:
         process.kill()
+        process.wait()
+
+
+def test_who_is_not_asked_does_nothing_and_goes_on_afterwards() -> None:
+    """A process that never rests, and has a child that does not."""
+    never = "while True: pass"
+    program = f"import subprocess, sys\nsubprocess.Popen([sys.executable, '-c', {never!r}])\n{never}"
+    process = subprocess.Popen([sys.executable, "-c", program])
+    try:
+        server = Server(CONTESTANTS["starlette"], 1, psutil.Process(process.pid), 0.0, Path())
+
+        def spent() -> list[float]:
+            return [one.cpu_times().user for one in server.processes()]
+
+        def both_ran_since(before: list[float]) -> bool:
+            now = spent()
+            return len(now) == 2 and all(late > early for late, early in zip(now, before, strict=True))
+
+        until = time.monotonic() + 20
+        while not both_ran_since([0.0, 0.0]) and time.monotonic() < until:
+            time.sleep(0.01)
+        with beside.stopped([server]):
+            time.sleep(0.1)  # until the signals have arrived
+            before = spent()
+            time.sleep(0.5)
+            assert spent() == before
+        while not both_ran_since(before) and time.monotonic() < until:
+            time.sleep(0.01)
+        assert both_ran_since(before)
+    finally:
+        for one in [*psutil.Process(process.pid).children(), process]:
+            one.kill()
         process.wait()
 
 
