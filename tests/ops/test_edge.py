@@ -170,6 +170,11 @@ def test_with_nothing_behind_it_it_says_when_to_come_again(tmp_path: Path) -> No
     assert answer.json()["type"] == "/problems/not-ready"
 
 
+def test_it_gives_up_a_connection_at_rest_before_the_service_does() -> None:
+    (seconds,) = re.findall(r"keepalive_timeout (\d+)s;", CONFIGURATION.read_text())
+    assert int(seconds) < Settings().keep_alive_seconds, "or a call may be lost on one that was just ended"
+
+
 def test_its_refusals_are_the_service_s() -> None:
     written = re.findall(r"return (\d+) '(\{.*\})';", CONFIGURATION.read_text())
     assert len(written) == 3
