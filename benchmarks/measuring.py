@@ -2,6 +2,7 @@
 
 import math
 import re
+import time
 import urllib.request
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
@@ -16,6 +17,7 @@ from benchmarks.servers import Server, free_ports, serving
 from benchmarks.stages import Setup, Stages
 
 WARM_SECONDS, WARM_CONNECTIONS = 1, 16
+_MOST_LEFT_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -44,8 +46,11 @@ def warm(server: Server, post: Post) -> None:
 
 
 def loaded(server: Server, post: Post, connections: int, seconds: int) -> dict[str, float]:
+    """Ends when the server is likely to have done all: some go on with what nobody waits for any more, and it would be
+    in the way of the next load."""
     before = batches_so_far(server)
     done = load.measure(server.url + post.path, post.body, post.headers, connections=connections, seconds=seconds)
+    time.sleep(min(_MOST_LEFT_SECONDS, connections / max(1.0, done.requests_per_second)))
     samples, batches = (after - first for after, first in zip(batches_so_far(server), before, strict=True))
     values = vars(done) | ({"batch": samples / batches} if batches else {})
     return {name: value for name, value in values.items() if math.isfinite(value)}
