@@ -6,6 +6,7 @@ import itertools
 import math
 import statistics
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import replace
 
 import uvloop
@@ -72,31 +73,21 @@ def _saturations(port: int, post: Post, seconds: float) -> list[float]:
 
 
 async def _saturated(port: int, post: Post, connections: int, seconds: float) -> float:
-    sender = Sender(port)
-    try:
+    with closing(Sender(port)) as sender:
         return await sender.saturate(post, connections, seconds)
-    finally:
-        sender.close()
 
 
 async def _usual(port: int, post: Post) -> float:
-    sender = Sender(port)
-    try:
+    with closing(Sender(port)) as sender:
         return await sender.usual(post)
-    finally:
-        sender.close()
 
 
 async def _overload(port: int, stream: Stream, seconds: float, usual_seconds: float) -> tuple[list[Outcome], float]:
-    sender, prober = Sender(port), Sender(port)
-    try:
+    with closing(Sender(port)) as sender, closing(Sender(port)) as prober:
         sending = asyncio.create_task(sender.send([stream], seconds))
         await asyncio.sleep(seconds)
         recovery = await prober.recover(stream.post, usual_seconds, limit_seconds=_RECOVERY_SECONDS)
         return await sending, recovery
-    finally:
-        sender.close()
-        prober.close()
 
 
 def tally(outcomes: Sequence[Outcome], seconds: float) -> dict[str, float]:
@@ -160,8 +151,5 @@ def mixed_rates(capacities: Sequence[float], share: float | None) -> list[float]
 
 
 async def _send(port: int, streams: Sequence[Stream], seconds: float) -> list[Outcome]:
-    sender = Sender(port)
-    try:
+    with closing(Sender(port)) as sender:
         return await sender.send(streams, seconds)
-    finally:
-        sender.close()

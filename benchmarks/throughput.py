@@ -29,7 +29,7 @@ PEER_CONNECTIONS = 64  # what peers do with more is not asked
 
 def throughput(plan: Plan) -> Iterator[Measurement]:
     batches: dict[str, int] = {}
-    seconds = {network.name: _seconds(plan, network) for network in plan.networks}
+    plans = {network.name: replace(plan, seconds=_seconds(plan, network)) for network in plan.networks}
     given_up: set[tuple[str, str]] = set()
     for number in range(plan.rounds):
         turn = number % len(plan.contestants)
@@ -40,9 +40,9 @@ def throughput(plan: Plan) -> Iterator[Measurement]:
                 blank = Measurement("throughput", name, network.name, round=number)
                 try:
                     if name == LIMIT:
-                        yield replace(blank, values=_limit(plan, network, seconds[network.name], batches))
+                        yield replace(blank, values=_limit(plans[network.name], network, batches))
                     else:
-                        yield from _served(plan, CONTESTANTS[name], network, seconds[network.name], blank)
+                        yield from _served(plans[network.name], CONTESTANTS[name], network, blank)
                 except (NotInstalled, NotServing, load.LoadError, limit.LimitError, OSError) as error:
                     given_up.add((name, network.name))
                     yield replace(blank, problem=str(error))
@@ -54,20 +54,18 @@ def _seconds(plan: Plan, network: Network) -> int:
     return max(plan.seconds, math.ceil(plan.answers * took / done / plan.cores))
 
 
-def _limit(plan: Plan, network: Network, seconds: int, batches: dict[str, int]) -> dict[str, float]:
+def _limit(plan: Plan, network: Network, batches: dict[str, int]) -> dict[str, float]:
     with tempfile.NamedTemporaryFile() as file:
         Path(file.name).write_bytes(network.body)
         what = (network.folder, Path(file.name))
         if network.name not in batches:
             batches[network.name] = limit.best_batch(*what, processes=plan.cores, seconds=plan.seconds / 4)
         batch = batches[network.name]
-        rate = limit.measure(*what, processes=plan.cores, batch=batch, seconds=seconds)
+        rate = limit.measure(*what, processes=plan.cores, batch=batch, seconds=plan.seconds)
     return {"requests_per_second": rate, "batch": batch}
 
 
-def _served(
-    plan: Plan, contestant: Contestant, network: Network, seconds: int, blank: Measurement
-) -> Iterator[Measurement]:
+def _served(plan: Plan, contestant: Contestant, network: Network, blank: Measurement) -> Iterator[Measurement]:
     install(contestant)
     with started(contestant, network, plan.cores) as server:
         post = contestant.post(network)
@@ -75,5 +73,5 @@ def _served(
         for connections in plan.connections:
             if contestant.requires and connections > PEER_CONNECTIONS:
                 continue
-            values = loaded(server, post, connections, seconds)
+            values = loaded(server, post, connections, plan.seconds)
             yield replace(blank, connections=connections, values=values | memory(server, plan.cores))
