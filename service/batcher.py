@@ -52,6 +52,7 @@ class Place:
 
     def __init__(self, batcher: "Batcher", deadline: float) -> None:
         self.deadline = deadline
+        self.came = time.monotonic()
         self.counted = 1  # samples that it counts as in the queue
         self.decoded = self.quick = False
         self._doing = "waited to be decoded"
@@ -62,7 +63,7 @@ class Place:
         self._outputs: list[Outputs] = []
         self._runs: list[Run] = []
         self._finished: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._timeout = asyncio.timeout(deadline - time.monotonic())
+        self._timeout = asyncio.timeout(deadline - self.came)
 
     async def __aenter__(self) -> Self:
         await self._timeout.__aenter__()
@@ -264,7 +265,7 @@ class Batcher:
             self._broken()
         finally:
             self.admission.running = 0
-            self.admission.pace.answered(len(batch), time.monotonic(), others_wait=self.admission.waiting > 0)
+            self.admission.pace.answered(len(batch), time.monotonic(), came=min(entry.place.came for entry in batch))
             self._give_turns()
 
     def _end(self, reason: NotReady) -> None:

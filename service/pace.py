@@ -1,5 +1,7 @@
 """How fast requests went lately, and so how long those that are here will take."""
 
+import math
+
 _MEMORY = 0.8  # how much of a running mean stays when a value is added to it
 
 
@@ -24,8 +26,8 @@ class Pace:
     def __init__(self, decoders: int, *, on_cpu: bool) -> None:
         self.inference, self._decoding = Mean(), Mean()
         self._between, self._beside = Mean(), Mean()  # what a request adds to the engine's line, and to the decoders'
-        self._in_company = Mean()  # seconds a sample, from one batch's answers to the next's, while others wait
-        self._answered: float | None = None  # when the batch before was, if others waited then
+        self._in_company = Mean()  # seconds a sample, from one batch's answers to the next's, if those waited then
+        self._answered = -math.inf  # when the batch before was
         self._decoders, self._on_cpu = decoders, on_cpu
 
     def decoded(self, seconds: float, *, at_once: bool) -> None:
@@ -34,11 +36,12 @@ class Pace:
         self._between.add(seconds if between else 0.0)
         self._beside.add(0.0 if between else seconds if at_once else seconds / self._decoders)
 
-    def answered(self, samples: int, at: float, *, others_wait: bool) -> None:
-        """A batch of so many came back ``at`` that time (seconds by any clock). What is known of company is forgotten
-        while there is none: else one bad moment could keep away for ever who would show that it is over."""
-        self._in_company.add(0.0 if self._answered is None else (at - self._answered) / samples)
-        self._answered = at if others_wait else None
+    def answered(self, samples: int, at: float, *, came: float) -> None:
+        """A batch of so many came back ``at`` that time, whose first request ``came`` then (seconds by any clock). If
+        that was after the batch before, nobody was waited for. What is known of company is forgotten while there is
+        none: else one bad moment could keep away for ever who would show that it is over."""
+        self._in_company.add((at - self._answered) / samples if came < self._answered else 0.0)
+        self._answered = at
 
     def seconds_ahead(self, undecoded: int, samples: int) -> float:
         """For ``samples``, of which ``undecoded`` are requests that are but bytes yet. What is decoded beside the

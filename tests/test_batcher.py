@@ -514,6 +514,17 @@ async def test_where_decoding_is_the_slower_part_its_pace_counts(make: Make) -> 
             pass
 
 
+async def test_a_rest_after_somebody_gave_up_is_not_taken_for_the_time_that_a_request_takes(make: Make) -> None:
+    bench = await make()
+    async with bench.batcher.reserve(time.monotonic() + 20):
+        await bench.ask(1.0)  # the other waits meanwhile, and then leaves without ever running
+    await asyncio.sleep(0.5)
+    await bench.ask(2.0)
+    soon = time.monotonic() + 0.3
+    async with bench.batcher.reserve(soon), bench.batcher.reserve(soon):
+        pass
+
+
 async def test_the_decoders_check_raises_once_the_client_left_or_the_deadline_passed(make: Make) -> None:
     bench = await make()
     async with bench.batcher.reserve(time.monotonic() + 10) as place:
