@@ -1,9 +1,10 @@
 """Who is let into the queue before an engine. What could not be answered in time is refused while it is still cheap.
 
-A request counts as one sample from the start, and as more, up to a batch's worth, as far as it has them and the queue
-has room; the rest waits in its own hands. So the queue is bounded, and only a first sample can be refused. A burst may
-fill the queue; once it was full, it is kept short until nothing has had to be refused for a while, so that those who
-are let in under overload are answered soon, and the service is itself again soon after.
+A request counts as one sample from the start, and as more, up to a batch's worth, as far as it has them and half of the
+queue has room; the rest waits in its own hands, for the other half is for those who still come. So the queue is
+bounded, only a first sample can be refused, and a few long sounds keep nobody out. A burst may fill the queue; once it
+was full, it is kept short until nothing has had to be refused for a while, so that those who are let in under overload
+are answered soon, and the service is itself again soon after.
 """
 
 import math
@@ -87,7 +88,7 @@ class Admission:
 
     def recount(self, before: int, wanted: int) -> int:
         """A request that counted as ``before`` samples would count as ``wanted``: as how many it does from now on."""
-        room = self._queue_samples - self.waiting + before
+        room = self._queue_samples // 2 - self.waiting + before
         counted = min(wanted, max(1, room))
         if counted != before:
             self.waiting += counted - before

@@ -120,15 +120,20 @@ def test_an_idle_engine_takes_any_deadline() -> None:
     Desk(inference=0.2).enter(seconds=0.1)  # the measured pace may be out of date: try
 
 
-def test_a_long_request_counts_as_far_as_there_is_room_and_at_least_once() -> None:
-    desk = Desk(8)
-    desk.enter(6)
-    assert desk.admission.recount(1, 5) == 3
-    assert desk.admission.waiting == 8
+def test_a_long_request_counts_as_far_as_half_of_the_queue_has_room_and_at_least_once() -> None:
+    desk = Desk(12)
+    desk.enter(2)
+    assert desk.admission.recount(1, 9) == 5
+    assert desk.admission.waiting == 6
     assert desk.admission.recount(1, 4) == 1, "no room: what it has more waits in its own hands"
-    assert desk.admission.recount(3, 2) == 2
+    desk.enter(6)  # the other half is for others
+    with pytest.raises(QueueFull):
+        desk.enter()
+    desk.leave(6)
+    assert desk.admission.recount(5, 2) == 2
+    assert desk.admission.recount(1, 4) == 4
     assert desk.admission.recount(2, 0) == 0
-    assert desk.admission.waiting == 5
+    assert desk.admission.waiting == 4
 
 
 def test_after_the_end_nobody_is_let_in_and_the_first_reason_is_told() -> None:

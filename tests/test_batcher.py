@@ -456,6 +456,18 @@ async def test_a_long_request_leaves_room_in_the_queue(make: Make) -> None:
     await long
 
 
+async def test_long_requests_leave_half_of_the_queue_to_those_who_still_come(make: Make) -> None:
+    bench = await make(max_batch=4, queue_samples=16)
+    bench.engine.gate.clear()
+    long = [asyncio.create_task(bench.ask(*[1.0] * 10)) for _ in range(6)]
+    await asyncio.sleep(0.02)
+    short = [asyncio.create_task(bench.ask(5.0)) for _ in range(6)]
+    await asyncio.sleep(0.02)
+    bench.engine.gate.set()
+    assert await asyncio.gather(*short) == [[10.0]] * 6
+    assert await asyncio.gather(*long) == [[2.0] * 10] * 6
+
+
 async def test_a_deadline_that_passes_in_the_queue_is_told_in_time_and_the_sample_never_runs(make: Make) -> None:
     bench = await make(max_batch=1)
     bench.engine.gate.clear()
