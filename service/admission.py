@@ -1,8 +1,9 @@
 """Who is let into the queue before an engine. What could not be answered in time is refused while it is still cheap.
 
 A request counts as one sample from the start, and as more, up to a batch's worth, as far as it has them and half of the
-queue has room; the rest waits in its own hands, for the other half is for those who still come. So the queue is
-bounded, only a first sample can be refused, and a few long sounds keep nobody out. A burst may fill the queue; once it
+queue has room; the rest waits in its own hands, for the other half is for those who still come. So do the files of one
+request beside its first. So the queue is bounded, only a first sample can be refused, and a few long sounds keep nobody
+out. A burst may fill the queue; once it
 was full, it is kept short until nothing has had to be refused for a while, so that those who are let in under overload
 are answered soon, and the service is itself again soon after.
 """
@@ -71,6 +72,10 @@ class Admission:
             return True
         return self._seconds_ahead() <= (_SHORT_SECONDS if self.waiting >= self._max_batch else _LONG_SECONDS)
 
+    def has_room_for_more(self) -> bool:
+        """Whether who has a place already may take another one."""
+        return self._spare > 0 and self.has_room()
+
     def refuse(self) -> QueueFull | NotReady:
         """What a request is told for which there is no room; for a while after it, the queue is kept short."""
         if self.closed:
@@ -88,8 +93,7 @@ class Admission:
 
     def recount(self, before: int, wanted: int) -> int:
         """A request that counted as ``before`` samples would count as ``wanted``: as how many it does from now on."""
-        room = self._queue_samples // 2 - self.waiting + before
-        counted = min(wanted, max(1, room))
+        counted = min(wanted, max(1, self._spare + before))
         if counted != before:
             self.waiting += counted - before
             self._depth.set(self.waiting)
@@ -97,6 +101,11 @@ class Admission:
 
     def close(self, reason: NotReady) -> None:
         self.closed = self.closed or reason
+
+    @property
+    def _spare(self) -> int:
+        """Samples for which there is room in the half of the queue that is not kept for those who still come."""
+        return self._queue_samples // 2 - self.waiting
 
     def _others_in_batch(self) -> int:
         """Requests that come after the next one and share its batch: where a batch's worth waits, all are full."""

@@ -31,7 +31,7 @@ from service.inputs import Upload, parse_parameters, read_inputs
 from service.pipeline import Answer, Body, Form, Pipeline
 from service.schemas import ClassifyParameters, Parameters, SegmentParameters, WindowParameters
 from service.settings import Settings
-from service.stopwatch import STAGES, Stopwatch
+from service.stopwatch import STAGES, Stopwatch, now
 
 _PARAMETERS: dict[Task, type[Parameters]] = {
     "classify": ClassifyParameters,
@@ -151,12 +151,15 @@ async def _several(
     parameters: Parameters,
     deadline: float,
 ) -> Response:
-    """One result per file, in order; a file that fails is a problem in its place."""
+    """One result per file, in order; a file that fails is a problem in its place. All files come in at once as far as
+    there is room; each of the others when one before it is done, so that it is not refused because of them."""
     answers: list[Answer] = []
+    asked = now()
 
     async def result(upload: Upload) -> dict[str, Any]:
         this = visit(request.scope)
         watch = Stopwatch(this.watch.intervals if this.watch else None)
+        watch.add("queue", asked, now())
         try:
             answer = await pipeline.answer(card, upload.data, parameters, deadline=deadline, watch=watch)
         except ServiceError as error:
@@ -166,9 +169,16 @@ async def _several(
         answers.append(answer)
         return {"filename": upload.filename, "predictions": answer.body}
 
-    results = await asyncio.gather(*(result(upload) for upload in uploads))
+    results: list[asyncio.Task[dict[str, Any]]] = []
+    async with asyncio.TaskGroup() as group:
+        for upload in uploads:
+            while not pipeline.has_room_for_more(card) and (coming := [file for file in results if not file.done()]):
+                await asyncio.wait(coming, return_when=asyncio.FIRST_COMPLETED)
+            results.append(group.create_task(result(upload)))
+            await asyncio.sleep(0)  # it takes its place
     longest = {stage: max((answer.stages[stage] for answer in answers), default=0.0) for stage in STAGES}
-    return _response({"results": results}, card, longest, max((answer.batch_size for answer in answers), default=0))
+    content = {"results": [file.result() for file in results]}
+    return _response(content, card, longest, max((answer.batch_size for answer in answers), default=0))
 
 
 def _form(request: Request, parameters: Parameters, files: int) -> Form:

@@ -96,6 +96,10 @@ class Pipeline:
         admissions = self._admissions.get(task)
         return not admissions or any(admission.has_room() for admission in admissions)
 
+    def has_room_for_more(self, card: ModelCard) -> bool:
+        """Whether a request of which ``card``'s model has a file already may bring in another one."""
+        return self._batchers[card.key].admission.has_room_for_more()
+
     def refuse(self, task: str) -> QueueFull | NotReady:
         """What a request is told for which there is no room."""
         first, *others = self._admissions[task]

@@ -136,6 +136,19 @@ def test_a_long_request_counts_as_far_as_half_of_the_queue_has_room_and_at_least
     assert desk.admission.waiting == 4
 
 
+def test_who_has_a_place_may_take_others_in_half_of_the_queue_unless_it_is_kept_short() -> None:
+    desk = Desk(8, inference=0.9)
+    desk.enter(3)
+    assert desk.admission.has_room_for_more()
+    desk.enter()
+    assert desk.admission.has_room() and not desk.admission.has_room_for_more()
+    desk.admission.refuse()
+    desk.leave(1)  # what waits takes 2.7 seconds
+    assert not desk.admission.has_room() and not desk.admission.has_room_for_more()
+    desk.leave(1)  # less than two
+    assert desk.admission.has_room() and desk.admission.has_room_for_more()
+
+
 def test_after_the_end_nobody_is_let_in_and_the_first_reason_is_told() -> None:
     admission = Desk().admission
     broken = NotReady("broken")

@@ -142,6 +142,12 @@ def test_several_files_answer_in_order_and_a_bad_one_fails_alone(client: httpx.C
     assert third["predictions"][0]["label"] == "3"
 
 
+def test_more_files_than_the_queue_takes_wait_for_one_another(narrow: httpx.Client) -> None:
+    files = [("file", (f"{number}.png", grey_png(number))) for number in range(3)]
+    results = narrow.post("/classify?top_k=1", files=files).json()["results"]
+    assert [file["predictions"][0]["label"] for file in results] == ["0", "1", "2"]
+
+
 def test_several_files_are_200_even_if_all_fail(client: httpx.Client) -> None:
     response = client.post("/classify", files=[("file", ("a", b"x")), ("file", ("b", b"y"))])
     assert response.status_code == 200
