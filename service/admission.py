@@ -3,7 +3,8 @@
 A request counts as one sample from the start, and as more, up to a batch's worth, as far as it has them and half of the
 queue has room; the rest waits in its own hands, for the other half is for those who still come. So do the files of one
 request beside its first. So the queue is bounded, only a first sample can be refused, and a few long sounds keep nobody
-out. A burst may fill the queue; once it
+out. How long the queue may be in samples is for the operator to say; else it is for the pace: what a fast model does in
+four seconds is more than a slow one may keep waiting. A burst may fill the queue; once it
 was full, it is kept short until nothing has had to be refused for a while, so that those who are let in under overload
 are answered soon, and the service is itself again soon after.
 """
@@ -20,18 +21,20 @@ from service.pace import Pace
 # Of waiting, while requests have to be refused: what lies longer has left the caches, and is not done the sooner. The
 # engine needs a batch beside the one that it runs, but nobody has to wait for slow media for longer than the second.
 _SHORT_SECONDS, _LONG_SECONDS = 0.25, 2.0
+_SAMPLES = 256  # may wait however slow the model, and however little is known of it
+_BURST_SECONDS = 4.0  # of a fast model, whose queue has no bound: so long may it take to be itself again
 _CALM_SECONDS = 2.0  # without a refusal; then a burst may fill the queue again
 _CAUTION = 1.2  # what is let in and comes too late has cost others their answer: paces may drop by so much
 
 
 class Admission:
     """``waiting`` samples are in the queue, of which ``undecoded`` are requests that are but bytes yet; ``running``
-    ones are in the engine already, which takes ``max_batch`` at a time. ``pace`` is learned by whoever decodes and
-    runs; ``depth`` shows ``waiting``."""
+    ones are in the engine already, which takes ``max_batch`` at a time. ``queue_samples`` may wait, or what the pace
+    allows where that is None. ``pace`` is learned by whoever decodes and runs; ``depth`` shows ``waiting``."""
 
     def __init__(
         self,
-        queue_samples: int,
+        queue_samples: int | None,
         pace: Pace,
         depth: Gauge,
         *,
@@ -40,7 +43,7 @@ class Admission:
     ) -> None:
         self.waiting = self.undecoded = self.running = 0
         self.pace = pace
-        self._queue_samples, self._max_batch = queue_samples, max_batch
+        self._bound, self._samples, self._max_batch = queue_samples, queue_samples or _SAMPLES, max_batch
         self._depth, self._clock = depth, clock
         self._overloaded_until = -math.inf
         self.closed: NotReady | None = None  # why nobody is let in any more
@@ -66,7 +69,7 @@ class Admission:
 
     def has_room(self) -> bool:
         """Whether a request would be let in, if only its deadline were far enough."""
-        if self.closed or self.waiting >= self._queue_samples:
+        if self.closed or self._is_full():
             return False
         if self._clock() >= self._overloaded_until:
             return True
@@ -83,7 +86,7 @@ class Admission:
         self._overloaded_until = self._clock() + _CALM_SECONDS
         return QueueFull(
             f"{self.waiting} samples are waiting, for about {self._seconds_ahead():.1f} s; "
-            f"after QUEUE_SAMPLES, {self._queue_samples}, was reached, fewer may wait for a while",
+            f"after the queue was full (QUEUE_SAMPLES, {self._bound or 'auto'}), fewer may wait for a while",
             retry_after_seconds=self._retry_after_seconds(),
         )
 
@@ -102,10 +105,15 @@ class Admission:
     def close(self, reason: NotReady) -> None:
         self.closed = self.closed or reason
 
+    def _is_full(self) -> bool:
+        if self.waiting < self._samples:
+            return False
+        return self._bound is not None or not 0 < self._seconds_ahead() <= _BURST_SECONDS  # 0: nothing is known yet
+
     @property
     def _spare(self) -> int:
         """Samples for which there is room in the half of the queue that is not kept for those who still come."""
-        return self._queue_samples // 2 - self.waiting
+        return self._samples // 2 - self.waiting
 
     def _others_in_batch(self) -> int:
         """Requests that come after the next one and share its batch: where a batch's worth waits, all are full."""

@@ -161,7 +161,7 @@ class Batcher:
         series: ModelSeries,
         *,
         max_batch: int,
-        queue_samples: int,
+        queue_samples: int | None,
         on_cpu: bool,
         decoders: int,
         at_once_seconds: float,

@@ -37,7 +37,7 @@ class Settings(BaseSettings):
     device: Device = "auto"
     workers: Count | Literal["auto"] = "auto"
     max_batch: Annotated[Count | Literal["auto"] | dict[str, Count], NoDecode] = "auto"
-    queue_samples: Count = 256
+    queue_samples: Count | Literal["auto"] = "auto"
     timeout_ms: Milliseconds = 30_000
     body_timeout_ms: Milliseconds = 30_000
     max_body_bytes: Count = 64 * 1024 * 1024

@@ -12,7 +12,7 @@ class Desk:
     """An admission whose clock stands still, and whose pace, in seconds, was measured before."""
 
     def __init__(
-        self, queue_samples: int = 8, *, inference: float = 0.0, decoding: float = 0.0, max_batch: int = 100
+        self, queue_samples: int | None = 8, *, inference: float = 0.0, decoding: float = 0.0, max_batch: int = 100
     ) -> None:
         pace = Pace(decoders=2, on_cpu=True)
         pace.inference.add(inference)
@@ -60,6 +60,29 @@ def test_a_queue_that_was_full_is_kept_short_until_nothing_was_refused_for_two_s
     assert not desk.admission.has_room(), "the second refusal counts like the first"
     desk.now += 0.2
     desk.enter(4)
+
+
+@pytest.mark.parametrize(
+    ("inference", "room"),
+    [
+        pytest.param(0.0, 256, id="nothing is known of the model"),
+        pytest.param(0.5, 256, id="it is slow"),
+        pytest.param(0.0156, 257, id="it takes four seconds for as many"),
+        pytest.param(0.004, 1001, id="it is fast"),
+    ],
+)
+def test_a_queue_without_a_bound_takes_four_seconds_of_work_or_256_samples(inference: float, room: int) -> None:
+    desk = Desk(None, inference=inference)
+    desk.enter(room, seconds=1000)
+    with pytest.raises(QueueFull, match="auto"):
+        desk.enter()
+
+
+def test_a_bound_holds_however_fast_the_model() -> None:
+    desk = Desk(2, inference=0.001)
+    desk.enter(2)
+    with pytest.raises(QueueFull, match="QUEUE_SAMPLES, 2"):
+        desk.enter()
 
 
 def test_what_cannot_be_done_in_time_is_refused_with_a_fifth_to_spare() -> None:
