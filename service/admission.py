@@ -3,10 +3,10 @@
 A request counts as one sample from the start, and as more, up to a batch's worth, as far as it has them and half of the
 queue has room; the rest waits in its own hands, for the other half is for those who still come. So do the files of one
 request beside its first. So the queue is bounded, only a first sample can be refused, and a few long sounds keep nobody
-out. How long the queue may be in samples is for the operator to say; else it is for the pace: what a fast model does in
-four seconds is more than a slow one may keep waiting. A burst may fill the queue; once it
-was full, it is kept short until nothing has had to be refused for a while, so that those who are let in under overload
-are answered soon, and the service is itself again soon after.
+out. How many samples the queue may hold is for the operator to say; else it is for the pace: what a fast model does in
+a second and a half is more than a slow one may keep waiting. A burst may fill the queue; once it was full, it is kept short until
+nothing has had to be refused for a while, so that those who are let in under overload are answered soon, and the
+service is itself again soon after.
 """
 
 import math
@@ -22,7 +22,8 @@ from service.pace import Pace
 # engine needs a batch beside the one that it runs, but nobody has to wait for slow media for longer than the second.
 _SHORT_SECONDS, _LONG_SECONDS = 0.25, 2.0
 _SAMPLES = 256  # may wait however slow the model, and however little is known of it
-_BURST_SECONDS = 4.0  # of a fast model, whose queue has no bound: so long may it take to be itself again
+# Of a fast model's queue without a bound. Longer, and impatient clients' deadlines would keep it as long as they allow.
+_BURST_SECONDS = 1.5
 _CALM_SECONDS = 2.0  # without a refusal; then a burst may fill the queue again
 _CAUTION = 1.2  # what is let in and comes too late has cost others their answer: paces may drop by so much
 
