@@ -4,9 +4,9 @@ A request counts as one sample from the start, and as more, up to a batch's wort
 queue has room; the rest waits in its own hands, for the other half is for those who still come. So do the files of one
 request beside its first. So the queue is bounded, only a first sample can be refused, and a few long sounds keep nobody
 out. How many samples the queue may hold is for the operator to say; else it is for the pace: what a fast model does in
-a second and a half is more than a slow one may keep waiting. A burst may fill the queue; once it was full, it is kept short until
-nothing has had to be refused for a while, so that those who are let in under overload are answered soon, and the
-service is itself again soon after.
+a second and a half is more than a slow one may keep waiting. A burst may fill the queue; once it was full, it is kept
+short until nothing has had to be refused for a while, so that those who are let in under overload are answered soon,
+and the service is itself again soon after.
 """
 
 import math
