@@ -107,9 +107,10 @@ class Admission:
         self.closed = self.closed or reason
 
     def _is_full(self) -> bool:
-        if self.waiting < self._samples:
-            return False
-        return self._bound is not None or not 0 < self._seconds_ahead() <= _BURST_SECONDS  # 0: nothing is known yet
+        if self._bound is not None or self.waiting < self._samples:
+            return self.waiting >= self._samples
+        ahead = self._seconds_ahead()
+        return ahead == 0 or ahead > _BURST_SECONDS  # 0: nothing is known yet
 
     @property
     def _spare(self) -> int:

@@ -76,7 +76,7 @@ class Pipeline:
                 model.engine,
                 ModelSeries(model.card.key),
                 max_batch=model.max_batch,
-                queue_samples=None if settings.queue_samples == "auto" else settings.queue_samples,
+                queue_samples=settings.stated_queue(),
                 on_cpu=model.engine.provider == CPU,
                 decoders=threads[model.card.task],
                 at_once_seconds=self._at_once_seconds,

@@ -107,6 +107,10 @@ class Settings(BaseSettings):
             return self.max_batch.get(model)
         return None if self.max_batch == "auto" else self.max_batch
 
+    def stated_queue(self) -> int | None:
+        """What ``QUEUE_SAMPLES`` says, None where that is ``auto``."""
+        return None if self.queue_samples == "auto" else self.queue_samples
+
     def worker_count(self) -> int:
         """``auto``: a worker per core, each with one ONNX Runtime thread, which beats one worker with many threads; on
         a GPU fewer."""
