@@ -29,9 +29,10 @@ _CAUTION = 1.2  # what is let in and comes too late has cost others their answer
 
 
 class Admission:
-    """``waiting`` samples are in the queue, of which ``undecoded`` are requests that are but bytes yet; ``running``
-    ones are in the engine already, which takes ``max_batch`` at a time. ``queue_samples`` may wait, or what the pace
-    allows where that is None. ``pace`` is learned by whoever decodes and runs; ``depth`` shows ``waiting``."""
+    """``waiting`` samples are in the queue, of so many ``requests``, of which ``undecoded`` are but bytes yet, ``slow``
+    of them decoded in threads; ``running`` samples are in the engine already, which takes ``max_batch`` at a time.
+    ``queue_samples`` may wait, or what the pace allows where that is None. ``pace`` is learned by whoever decodes and
+    runs; ``depth`` shows ``waiting``."""
 
     def __init__(
         self,
@@ -42,15 +43,16 @@ class Admission:
         max_batch: int,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.waiting = self.undecoded = self.running = 0
+        self.waiting = self.requests = self.undecoded = self.slow = self.running = 0
         self.pace = pace
         self._bound, self._samples, self._max_batch = queue_samples, queue_samples or _SAMPLES, max_batch
         self._depth, self._clock = depth, clock
         self._overloaded_until = -math.inf
         self.closed: NotReady | None = None  # why nobody is let in any more
 
-    def enter(self, deadline: float) -> None:
-        """Counts a request that must be answered by ``deadline`` (monotonic seconds) and is not decoded yet.
+    def enter(self, deadline: float, *, slow: bool, behind: int = 0) -> None:
+        """Counts a request that must be answered by ``deadline`` (monotonic seconds) and is not decoded yet: at once,
+        or if it is ``slow``, in a thread, ``behind`` so many.
 
         Raises what ``refuse`` returns; ``DeadlineUnmeetable`` when what is ahead and its own batch take longer, by
         the pace measured so far.
@@ -58,14 +60,16 @@ class Admission:
         if not self.has_room():
             raise self.refuse()  # which no variable keeps: it keeps this frame, and both would be garbage
         patience = deadline - self._clock()
-        needed = _CAUTION * (self._seconds_ahead(self._others_in_batch()) + self.pace.seconds_of_one())
-        if self.waiting + self.running > 0 and needed > patience:
+        ahead = self._seconds_ahead(behind) if slow else self._seconds_ahead(0, self._others_in_batch())
+        needed = _CAUTION * (ahead + self.pace.seconds_of_one(slow=slow))
+        if self.waiting + self.running > 0 and needed > patience:  # else the pace may be out of date: try
             raise DeadlineUnmeetable(
                 f"with what is waiting it may take {needed * 1000:.0f} ms; "
                 f"the request may wait {patience * 1000:.0f} ms",
                 retry_after_seconds=self._retry_after_seconds(),
             )
         self.undecoded += 1
+        self.slow += slow
         self.recount(0, 1)
 
     def has_room(self) -> bool:
@@ -91,14 +95,20 @@ class Admission:
             retry_after_seconds=self._retry_after_seconds(),
         )
 
-    def decoded(self) -> None:
+    def slows(self) -> None:
+        """One of the requests was not to be slow, but is."""
+        self.slow += 1
+
+    def decoded(self, *, slow: bool) -> None:
         """One of the requests is no longer but bytes, or never will be."""
         self.undecoded -= 1
+        self.slow -= slow
 
     def recount(self, before: int, wanted: int) -> int:
         """A request that counted as ``before`` samples would count as ``wanted``: as how many it does from now on."""
         counted = min(wanted, max(1, self._spare + before))
         if counted != before:
+            self.requests += (counted > 0) - (before > 0)
             self.waiting += counted - before
             self._depth.set(self.waiting)
         return counted
@@ -118,12 +128,15 @@ class Admission:
         return self._samples // 2 - self.waiting
 
     def _others_in_batch(self) -> int:
-        """Requests that come after the next one and share its batch: where a batch's worth waits, all are full."""
-        return -(self.waiting + 1) % self._max_batch if self.waiting >= self._max_batch else 0
+        """Quick ones that come after the next one and share its batch: where a batch's worth waits, all are full."""
+        return -(self.requests + 1) % self._max_batch if self.requests >= self._max_batch else 0
 
-    def _seconds_ahead(self, more: int = 0) -> float:
-        """For what is here, and ``more`` requests."""
-        return self.pace.seconds_ahead(self.undecoded + more, self.waiting + self.running + more)
+    def _seconds_ahead(self, behind: int | None = None, more: int = 0) -> float:
+        """Of a request that comes now and goes ``behind`` so many of the slow ones, or all, and whose batch so many
+        ``more`` share. Of each of those that are here, one sample goes before it."""
+        slow, quick = self.slow if behind is None else behind, self.undecoded - self.slow + more
+        ready = self.requests - self.undecoded
+        return self.pace.seconds_ahead(self.running + ready + quick + slow, quick=quick, slow=slow)
 
     def _retry_after_seconds(self) -> int:
         return max(1, math.ceil(self._seconds_ahead()))

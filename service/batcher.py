@@ -1,27 +1,26 @@
 """Samples -> batches -> samples.
 
 A request takes a *place* before its media is decoded; ``admission`` says who gets one. It has its *turn* to be decoded
-when fewer than a batch's worth of requests are decoded already (one more for each decoder, where decoding is slow):
-until then it is but the bytes that came, and costs nothing if its client gives up. Its samples then stand in line with
-those of all others. Whenever the engine is free it takes a batch, however small, once what has arrived by then is
-decoded: no clock is waited for, and batches grow by themselves when samples come faster than the engine takes them.
-On a CPU, what decodes quickly is decoded between two batches: meanwhile each would push the other out of the caches.
-``isolation`` runs it. What still waits when the block is left, by an answer, an error, the deadline or a client that
-went away, never runs.
+when fewer than a batch's worth of requests that are no larger are decoded already (one more for each decoder, where
+decoding is slow): until then it is but the bytes that came, and costs nothing if its client gives up. Its samples then
+stand in the *line* with those of all others. Whenever the engine is free it takes a batch, however small, once what has
+arrived by then is decoded: no clock is waited for, and batches grow by themselves when samples come faster than the
+engine takes them. On a CPU, what decodes quickly is decoded between two batches: meanwhile each would push the other
+out of the caches. ``isolation`` runs it. What still waits when the block is left, by an answer, an error, the deadline
+or a client that went away, never runs.
 
     async with batcher.reserve(deadline) as place:     QueueFull, DeadlineUnmeetable, NotReady: nothing was done
         await place.turn()                             DeadlineExceeded, at the deadline, wherever it is
         samples = …
         result = await place.run(samples)              InternalError, NotReady
 
-Fairness: a batch takes one sample from each waiting request in turn, so a sound of a thousand windows delays the next
-one by a batch, not by a thousand windows. Samples of one shape share a batch; shapes take turns.
+The line is fair: a sound of a thousand windows delays the next one by a moment, not by a thousand windows, and of two
+such sounds the first is done in half of the time of both. Who is first says of which shape the samples of a batch are.
 """
 
 import asyncio
 import math
 import time
-from collections import OrderedDict, deque
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Self
 
@@ -29,13 +28,14 @@ from service.admission import Admission
 from service.engine import Outputs
 from service.errors import DeadlineExceeded, InternalError, NotReady, ServiceError
 from service.isolation import EngineBroken, Isolated, Ran, Runner, Sample
+from service.line import Line
 from service.metrics import ModelSeries
 from service.pace import Pace
 from service.stopwatch import Run
 from service.turns import Turns
 
-Shape = tuple[int, ...]
 _TURN_SECONDS = 0.0025  # for which quick media are decoded one after the other before the event loop sees to others
+_MOMENT_SECONDS = 0.02  # for which a batch may run the longer because of long requests
 _QUIET_TURNS = 8  # of the event loop, in which nothing arrived: what still comes will be in the next batch
 
 
@@ -50,15 +50,16 @@ class Place:
     It is entered before use: the deadline then ends whatever is awaited inside.
     """
 
-    def __init__(self, batcher: "Batcher", deadline: float) -> None:
+    def __init__(self, batcher: "Batcher", deadline: float, size: int, at_once_seconds: float) -> None:
         self.deadline = deadline
+        self.size, self.at_once_seconds = size, at_once_seconds
         self.came = time.monotonic()
         self.counted = 1  # samples that it counts as in the queue
-        self.decoded = self.quick = False
+        self.decoded = False
         self._doing = "waited to be decoded"
         self._batcher = batcher
         self._samples: Sequence[Sample] = ()
-        self._taken = 0
+        self._taken = 0  # by batches
         self._answered = 0
         self._outputs: list[Outputs] = []
         self._runs: list[Run] = []
@@ -87,11 +88,20 @@ class Place:
         if self.over:
             raise self._late()
 
-    async def turn(self, *, at_once_seconds: float = 0.0) -> None:
-        """Until the media should be decoded: for so long on the event loop, or in a thread."""
-        self.quick = at_once_seconds > 0
-        await self._batcher.turn(at_once_seconds)
+    @property
+    def slow(self) -> bool:
+        """It is decoded in a thread."""
+        return self.at_once_seconds == 0
+
+    async def turn(self) -> None:
+        """Until the media should be decoded."""
+        await self._batcher.turn(self)
         self._doing = "was decoded"
+
+    def slows(self) -> None:
+        """It is to be decoded in a thread after all."""
+        self.at_once_seconds = 0.0
+        self._batcher.admission.slows()
 
     async def run(self, samples: Sequence[Sample], *, decode_seconds: float = 0.0) -> Result:
         """Every sample's outputs. All samples have one shape; making them took a thread ``decode_seconds``. Raises what
@@ -99,14 +109,14 @@ class Place:
         self._doing = "waited for the model"
         self._samples = samples
         self._outputs = [()] * len(samples)
-        self._batcher.enqueue(self, samples[0].shape, decode_seconds)
+        self._batcher.enqueue(self, decode_seconds)
         await self._finished
         return Result(self._outputs, self._runs)
 
     @property
-    def untouched(self) -> bool:
-        """No batch has taken anything yet."""
-        return self._taken == 0
+    def shape(self) -> tuple[int, ...]:
+        """Of each of its samples."""
+        return self._samples[0].shape
 
     @property
     def left(self) -> int:
@@ -170,38 +180,39 @@ class Batcher:
         pace = Pace(decoders, on_cpu=on_cpu)
         self.admission = Admission(queue_samples, pace, series.queue_depth, max_batch=max_batch)
         self._engine = Isolated(engine, series, pace.inference, at_once_seconds if on_cpu else 0.0)
-        self._broken, self._max_batch = broken, max_batch
-        self._quick = Turns(lambda: 0 if on_cpu and self.admission.running else max_batch - self._ready, _TURN_SECONDS)
-        self._slow = Turns(lambda: max_batch + decoders - self._ready - self._decoding, math.inf)
-        self._lines: OrderedDict[Shape, deque[Place]] = OrderedDict()
-        self._ready = 0  # requests that are decoded, and of which no sample has run
+        self._broken, self._max_batch, self._on_cpu, self._decoders = broken, max_batch, on_cpu, decoders
+        self._line: Line[Place] = Line()  # of those that are decoded; their work is samples
+        self._quick = Turns(self._may_decode_at_once, _TURN_SECONDS)
+        self._slow = Turns(self._may_decode, math.inf)
         self._work = asyncio.Event()
         self._loop = asyncio.create_task(self._serve())
 
-    def reserve(self, deadline: float) -> Place:
-        """A place for a request that must be answered by ``deadline`` (monotonic seconds).
+    def reserve(self, deadline: float, *, size: int = 1, at_once_seconds: float = 0.0) -> Place:
+        """A place for a request of ``size`` bytes that must be answered by ``deadline`` (monotonic seconds), and is
+        decoded for so long on the event loop, or else in a thread.
 
         Raises ``QueueFull``; ``DeadlineUnmeetable``; ``NotReady`` after the end.
         """
-        self.admission.enter(deadline)
-        return Place(self, deadline)
+        behind = self._slow.before(size) + self._decoding
+        self.admission.enter(deadline, slow=at_once_seconds == 0, behind=behind)
+        return Place(self, deadline, size, at_once_seconds)
 
-    async def turn(self, at_once_seconds: float) -> None:
-        await (self._quick if at_once_seconds > 0 else self._slow).wait(at_once_seconds)
+    async def turn(self, place: Place) -> None:
+        await (self._slow if place.slow else self._quick).wait(place.size, place.at_once_seconds)
 
-    def enqueue(self, place: Place, shape: Shape, decode_seconds: float) -> None:
+    def enqueue(self, place: Place, decode_seconds: float) -> None:
         if self.admission.closed:
             place.fail(self.admission.closed)
             return
         self._decoded(place)
-        self.admission.pace.decoded(decode_seconds, at_once=place.quick)
+        self.admission.pace.decoded(decode_seconds, slow=place.slow)
         self._recount(place)
-        self._lines.setdefault(shape, deque()).append(place)
-        self._ready += 1
+        self._line.join(place, place.left)
         self._work.set()
 
     def release(self, place: Place) -> None:
         self._decoded(place)
+        self._line.leave(place)
         place.counted = self.admission.recount(place.counted, 0)
 
     async def close(self) -> None:
@@ -227,28 +238,33 @@ class Batcher:
         queue = self.admission
         quiet = 0 if queue.waiting > 1 else _QUIET_TURNS
         for _ in range(self._max_batch + _QUIET_TURNS):  # there may be no end of what cannot be decoded
-            if quiet >= _QUIET_TURNS or self._ready >= self._max_batch:
+            if quiet >= _QUIET_TURNS or len(self._line.before(1)) >= self._max_batch:
                 break
             before = (queue.waiting, queue.undecoded)
             await asyncio.sleep(0)
             quiet = quiet + 1 if (queue.waiting, queue.undecoded) == before else 0
 
     def _next_batch(self) -> list[Entry]:
-        """One sample from each waiting request in turn, of the shape whose turn it is; who is over is passed over."""
+        """Who is first, and of the others as many as there is room for, of those with the same shape. Long requests
+        make it no longer than by a moment: who comes meanwhile waits for it, and larger batches gain little."""
         batch: list[Entry] = []
-        while self._lines and not batch:
-            shape, line = self._lines.popitem(last=False)
-            while line and len(batch) < self._max_batch:
-                place = line.popleft()
-                self._ready -= place.untouched
-                if place.over:
-                    continue
-                batch.append(place.take())
+        waiting, pace = len(self._line), self.admission.pace.inference.value
+        room, of_long = self._max_batch, max(1, int(_MOMENT_SECONDS / pace)) if pace else self._max_batch
+        for place in self._line:
+            if place.over:
+                self._line.leave(place)
+            elif not batch or place.shape == batch[0].sample.shape:
+                taken = min(place.left, room, of_long if place.left > 1 else room)
+                of_long -= taken if place.left > 1 else 0
+                room -= taken
+                batch += [place.take() for _ in range(taken)]
                 self._recount(place)
-                if place.left:
-                    line.append(place)
-            if line:
-                self._lines[shape] = line  # at the end: the other shapes come first
+                if not place.left:
+                    self._line.leave(place)
+                if not room:
+                    break
+        if batch:
+            self._line.served(len(batch), waiting)
         self._give_turns()
         return batch
 
@@ -270,27 +286,41 @@ class Batcher:
 
     def _end(self, reason: NotReady) -> None:
         self.admission.close(reason)
-        for place in (place for line in self._lines.values() for place in line):
+        for place in self._line:
             place.fail(reason)
-        self._lines.clear()
-        self._ready = 0
+        self._line.clear()
         self._quick.end(reason)
         self._slow.end(reason)
 
     def _decoded(self, place: Place) -> None:
         if not place.decoded:
             place.decoded = True
-            self.admission.decoded()
+            self.admission.decoded(slow=place.slow)
             self._give_turns()
 
     def _give_turns(self) -> None:
         self._quick.changed()
         self._slow.changed()
 
+    def _may_decode_at_once(self, size: float) -> bool:
+        """Whether the next batch has room, and no batch runs on the same cores."""
+        if self._on_cpu and self.admission.running:
+            return False
+        room = self._max_batch - (self.admission.undecoded - self.admission.slow - len(self._quick))
+        return len(self._line) < room or sum(place.size <= size for place in self._line) < room
+
+    def _may_decode(self, size: float) -> bool:
+        """Whether a thread is idle, or will be soon, and the next batch has room, or nearly so. Of what is decoded only
+        those count who are no larger: the others will most likely let this one go first. A long request makes samples
+        for many batches, but while there are fewer of them than decoders, those go on."""
+        most = -(-self._max_batch // self._decoders)
+        ahead = sum(min(place.left, most) for place in self._line if place.size <= size)
+        return self._decoding < min(self._decoders + 1, self._max_batch + self._decoders - ahead)
+
     @property
     def _decoding(self) -> int:
-        """Requests that have had their turn and are not decoded yet."""
-        return self.admission.undecoded - len(self._quick) - len(self._slow)
+        """Requests that threads decode, or will next."""
+        return self.admission.slow - len(self._slow)
 
     def _recount(self, place: Place) -> None:
         place.counted = self.admission.recount(place.counted, min(place.left, self._max_batch))

@@ -50,6 +50,13 @@ class Answer(NamedTuple):
     batch_size: int
 
 
+class Media(NamedTuple):
+    data: bytes
+    seconds: float  # about how long it takes to decode, at most; infinite where its header does not tell
+    limits: Limits  # for which alone ``seconds`` holds
+    shorter_side: int | None = None  # pixels that a decoded picture has to have there; None: all that it has
+
+
 class Pipeline:
     """Every loaded model with its queue, and the threads that decode. Lives in one event loop.
 
@@ -124,18 +131,23 @@ class Pipeline:
         if not data:
             raise EmptyBody
         watch = watch or Stopwatch()
+        # The overlay needs every pixel of the picture.
+        whole = isinstance(parameters, SegmentParameters) and parameters.overlay and form == "png"
+        media = self._media(card, data, whole=whole)
         self._count(1)
         try:
-            async with self._batchers[card.key].reserve(deadline) as place:
+            at_once_seconds = media.seconds if media.seconds <= self._at_once_seconds else 0.0
+            batcher = self._batchers[card.key]
+            async with batcher.reserve(deadline, size=len(data), at_once_seconds=at_once_seconds) as place:
                 if card.task == "segment":
                     assert isinstance(parameters, SegmentParameters)
-                    body, result = await self._segment(card, data, parameters, form, place, watch)
+                    body, result = await self._segment(card, media, parameters, form, place, watch)
                 elif card.task == "classify":
                     assert isinstance(parameters, ClassifyParameters)
-                    body, result = await self._classify(card, data, parameters, place, watch)
+                    body, result = await self._classify(card, media, parameters, place, watch)
                 else:
                     assert isinstance(parameters, WindowParameters)
-                    body, result = await self._windows(card, data, parameters, place, watch)
+                    body, result = await self._windows(card, media, parameters, place, watch)
         finally:
             self._count(-1)
         return Answer(body, watch.seconds, max(run.size for run in result.runs))
@@ -150,10 +162,23 @@ class Pipeline:
         for pool in self._decoders.values():
             pool.shutdown(wait=False, cancel_futures=True)
 
+    def _media(self, card: ModelCard, data: bytes, *, whole: bool) -> Media:
+        """What can be told of ``data`` by its header, for ``card``'s model, or all of its pixels if ``whole``."""
+        spec = card.preprocess
+        if isinstance(spec, ImagePreprocess):
+            shorter_side = None if whole else decoded_shorter_side(spec)
+            return Media(data, cost.decoding_seconds(data, shorter_side), self._limits, shorter_side)
+        if isinstance(spec, AudioPreprocess):
+            return Media(data, audio.decoding_seconds(data, sample_rate_hz=spec.sample_rate_hz), self._limits)
+        if not (film := mp4.film(data)):
+            return Media(data, math.inf, self._limits)
+        seconds = video.decoding_seconds(film, frame_rate_hz=spec.frame_rate_hz, shorter_side=spec.shorter_side)
+        return Media(data, seconds, video.claimed_limits(film, self._limits))
+
     async def _classify(
-        self, card: ModelCard, data: bytes, parameters: ClassifyParameters, place: Place, watch: Stopwatch
+        self, card: ModelCard, media: Media, parameters: ClassifyParameters, place: Place, watch: Stopwatch
     ) -> tuple[Body, Result]:
-        sample = (await self._picture(card, data, place, watch))[1].sample
+        sample = (await self._picture(card, media, place, watch))[1].sample
         result = await _inferred(place, [sample], watch)
         with watch.stage("postprocess"):
             return postprocess.predictions(
@@ -161,42 +186,30 @@ class Pipeline:
             ), result
 
     async def _segment(
-        self, card: ModelCard, data: bytes, parameters: SegmentParameters, form: Form, place: Place, watch: Stopwatch
+        self, card: ModelCard, media: Media, parameters: SegmentParameters, form: Form, place: Place, watch: Stopwatch
     ) -> tuple[Body, Result]:
-        whole = form == "png" and parameters.overlay  # the overlay needs every pixel of the picture
-        picture, (sample, region) = await self._picture(card, data, place, watch, whole=whole)
+        picture, (sample, region) = await self._picture(card, media, place, watch)
         result = await _inferred(place, [sample], watch, filling=1 - region.height * region.width / sample[..., 0].size)
         mask, confidence = np.asarray(result.outputs[0][0], np.uint8), np.asarray(result.outputs[0][1], np.float32)
 
         def finish() -> Body:
             place_of_mask = (mask, confidence, region)
             with watch.stage("postprocess"):
-                if whole:
+                if form == "json":
+                    return postprocess.segments(*place_of_mask, picture.size, card, parameters.threshold)
+                if parameters.overlay:
                     return postprocess.overlay_png(*place_of_mask, picture.image, card)
-                if form == "png":
-                    return postprocess.palette_png(*place_of_mask, picture.size, card)
-                return postprocess.segments(*place_of_mask, picture.size, card, parameters.threshold)
+                return postprocess.palette_png(*place_of_mask, picture.size, card)
 
         return await self._threaded(card.task, watch, finish), result
 
     async def _windows(
-        self, card: ModelCard, data: bytes, parameters: WindowParameters, place: Place, watch: Stopwatch
+        self, card: ModelCard, media: Media, parameters: WindowParameters, place: Place, watch: Stopwatch
     ) -> tuple[Body, Result]:
-        spec = card.preprocess
-        claimed: Limits | None = None
-        if isinstance(spec, AudioPreprocess):
-            seconds = audio.decoding_seconds(data, sample_rate_hz=spec.sample_rate_hz)
-        else:
-            assert isinstance(spec, VideoPreprocess)
-            seconds = math.inf
-            if film := mp4.film(data):
-                claimed = video.claimed_limits(film, self._limits)
-                seconds = video.decoding_seconds(film, frame_rate_hz=spec.frame_rate_hz, shorter_side=spec.shorter_side)
-
         def work(limits: Limits) -> Windows:
-            return self._cut(card, data, limits, place, watch)
+            return self._cut(card, media.data, limits, place, watch)
 
-        windows = await self._decoded(card.task, seconds, place, watch, work, claimed=claimed)
+        windows = await self._decoded(card.task, media, place, watch, work)
         result = await _inferred(place, windows.samples, watch)
         with watch.stage("postprocess"):
             rows = _rows(result)
@@ -205,19 +218,18 @@ class Pipeline:
             return postprocess.predictions(postprocess.whole(rows, windows), card.categories, parameters.top_k), result
 
     async def _picture(
-        self, card: ModelCard, data: bytes, place: Place, watch: Stopwatch, *, whole: bool = False
+        self, card: ModelCard, media: Media, place: Place, watch: Stopwatch
     ) -> tuple[Picture, ImageSample]:
         spec = card.preprocess
         assert isinstance(spec, ImagePreprocess)
-        shorter_side = None if whole else decoded_shorter_side(spec)
 
         def work(limits: Limits) -> tuple[Picture, ImageSample]:
             with watch.stage("decode"):
-                picture = decode_image(data, limits, shorter_side=shorter_side, check=place.check)
+                picture = decode_image(media.data, limits, shorter_side=media.shorter_side, check=place.check)
             with watch.stage("preprocess"):
                 return picture, image_sample(picture.image, spec)
 
-        return await self._decoded(card.task, cost.decoding_seconds(data, shorter_side), place, watch, work)
+        return await self._decoded(card.task, media, place, watch, work)
 
     def _cut(self, card: ModelCard, data: bytes, limits: Limits, place: Place, watch: Stopwatch) -> Windows:
         spec = card.preprocess
@@ -239,32 +251,26 @@ class Pipeline:
             return video_windows(frames, spec)
 
     async def _decoded(
-        self,
-        task: Task,
-        seconds: float,
-        place: Place,
-        watch: Stopwatch,
-        work: Callable[[Limits], _T],
-        *,
-        claimed: Limits | None = None,
+        self, task: Task, media: Media, place: Place, watch: Stopwatch, work: Callable[[Limits], _T]
     ) -> _T:
-        """In its turn runs ``work``, which decodes for about ``seconds``: in a thread, or on the spot.
+        """In its turn runs ``work``, which decodes: in a thread, or on the spot.
 
-        On the spot by ``claimed`` limits, if ``seconds`` hold for those alone: what is refused there may have lied, and
-        is decoded again, by the true limits and in a thread.
+        On the spot by the limits for which the estimate holds: what is refused by those may have lied, and is decoded
+        again, by the true limits and in a thread.
         """
-        if seconds <= self._at_once_seconds:
-            await self._turn(place, watch, seconds)
-            if claimed is None:
+        if not place.slow:
+            await self._turn(place, watch)
+            if media.limits is self._limits:
                 return work(self._limits)
             with suppress(MediaTooLarge, CorruptMedia):  # for FFmpeg tells one from the other but at times
-                return work(claimed)
-        await self._turn(place, watch, 0.0)
+                return work(media.limits)
+            place.slows()
+        await self._turn(place, watch)
         return await self._threaded(task, watch, lambda: work(self._limits))
 
-    async def _turn(self, place: Place, watch: Stopwatch, at_once_seconds: float) -> None:
+    async def _turn(self, place: Place, watch: Stopwatch) -> None:
         asked = now()
-        await place.turn(at_once_seconds=at_once_seconds)
+        await place.turn()
         watch.add("queue", asked, now())
 
     async def _threaded(self, task: Task, watch: Stopwatch, work: Callable[[], _T]) -> _T:

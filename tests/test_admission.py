@@ -16,16 +16,18 @@ class Desk:
     ) -> None:
         pace = Pace(decoders=2, on_cpu=True)
         pace.inference.add(inference)
-        pace.decoded(decoding, at_once=False)
+        pace.decoded(decoding, slow=True)
         self.now = 1000.0
         depth = Gauge("depth", "", registry=None)
         self.admission = Admission(queue_samples, pace, depth, max_batch=max_batch, clock=lambda: self.now)
 
-    def enter(self, requests: int = 1, *, seconds: float = 60.0, decoded: bool = True) -> None:
+    def enter(
+        self, requests: int = 1, *, seconds: float = 60.0, decoded: bool = True, slow: bool = False, behind: int = 0
+    ) -> None:
         for _ in range(requests):
-            self.admission.enter(self.now + seconds)
+            self.admission.enter(self.now + seconds, slow=slow, behind=behind)
             if decoded:
-                self.admission.decoded()
+                self.admission.decoded(slow=slow)
 
     def leave(self, requests: int) -> None:
         for _ in range(requests):
@@ -133,10 +135,35 @@ def test_what_the_engine_has_already_is_waited_for_too() -> None:
 
 def test_where_decoding_is_the_slower_part_its_pace_counts() -> None:
     desk = Desk(64, inference=0.1, decoding=0.5)
-    desk.enter(3, decoded=False)
+    desk.enter(3, decoded=False, slow=True)
     with pytest.raises(DeadlineUnmeetable):  # three halves of a second over two decoders, and its own, and a fifth
-        desk.enter(seconds=1.61)
-    desk.enter(seconds=1.63)
+        desk.enter(seconds=1.61, slow=True, behind=3)
+    desk.enter(seconds=1.63, slow=True, behind=3)
+
+
+def test_only_those_count_who_are_decoded_before_it() -> None:
+    desk = Desk(64, inference=0.1, decoding=0.5)
+    desk.enter(30, decoded=False, slow=True)
+    with pytest.raises(DeadlineUnmeetable):  # half a second over two decoders, and its own, and a fifth
+        desk.enter(seconds=1.01, slow=True, behind=1)
+    desk.enter(seconds=1.03, slow=True, behind=1)
+    desk.enter(seconds=0.25, decoded=False)  # which is not slow: the one that is decoded, its own, and a fifth
+    assert (desk.admission.undecoded, desk.admission.slow) == (31, 30)
+    desk.admission.slows()
+    assert (desk.admission.undecoded, desk.admission.slow) == (31, 31)
+
+
+def test_of_a_long_request_one_sample_goes_before_a_newcomer() -> None:
+    desk = Desk(400, inference=0.1, max_batch=64)
+    for _ in range(3):
+        desk.enter()
+        assert desk.admission.recount(1, 60) == 60
+    assert desk.admission.waiting == 180
+    with pytest.raises(DeadlineUnmeetable):  # three, and its own, and a fifth
+        desk.enter(seconds=0.47)
+    desk.enter(seconds=0.49)
+    assert desk.admission.recount(60, 0) == 0
+    desk.enter(seconds=0.49)
 
 
 def test_an_idle_engine_takes_any_deadline() -> None:
@@ -179,5 +206,5 @@ def test_after_the_end_nobody_is_let_in_and_the_first_reason_is_told() -> None:
     admission.close(NotReady("stopping"))
     assert not admission.has_room()
     with pytest.raises(NotReady) as refusal:
-        admission.enter(math.inf)
+        admission.enter(math.inf, slow=False)
     assert refusal.value is broken

@@ -98,7 +98,8 @@ async def make() -> AsyncIterator[Make]:
         bench.engine.gate.set()
         await bench.batcher.close()
         queue = bench.batcher.admission
-        assert (queue.waiting, queue.undecoded, queue.running, bench.batcher._ready) == (0, 0, 0, 0), "nothing leaks"
+        counts = (queue.waiting, queue.requests, queue.undecoded, queue.slow, queue.running, len(bench.batcher._line))
+        assert not any(counts), "nothing leaks"
 
 
 async def _until(condition: Callable[[], bool]) -> None:
@@ -151,8 +152,10 @@ class Decoding:
         self._bench, self._quick = bench, quick
 
     async def ask(self, value: float, samples: int = 1, seconds: float = 20.0) -> list[float]:
-        async with self._bench.batcher.reserve(time.monotonic() + seconds) as place:
-            await place.turn(at_once_seconds=0.001 if self._quick else 0.0)
+        at_once_seconds = 0.001 if self._quick else 0.0
+        deadline = time.monotonic() + seconds
+        async with self._bench.batcher.reserve(deadline, size=samples, at_once_seconds=at_once_seconds) as place:
+            await place.turn()
             if not self._quick:
                 await self.may_decode.wait()
             self.decoded.append(value)
@@ -336,7 +339,7 @@ async def test_the_good_samples_of_a_failed_batch_do_not_wait_for_one_another(ma
     first = asyncio.create_task(bench.ask(0.0))
     await _until(lambda: bench.batcher.admission.running == 1)
     good, bad, last = (asyncio.create_task(bench.ask(value)) for value in (1.0, POISON, LAST))
-    await _until(lambda: bench.batcher._ready == 3)
+    await _until(lambda: len(bench.batcher._line) == 3)
     bench.engine.gate.set()
     await first
     assert await good == [2.0]
@@ -345,6 +348,71 @@ async def test_the_good_samples_of_a_failed_batch_do_not_wait_for_one_another(ma
     with pytest.raises(InternalError):
         await bad
     assert await last == [2 * LAST]
+
+
+async def test_of_long_requests_the_first_is_done_first(make: Make) -> None:
+    bench = await make(max_batch=4)
+    bench.engine.gate.clear()
+    asking = [asyncio.create_task(bench.ask(*[float(number)] * 40)) for number in range(5)]
+    await asyncio.sleep(0.02)
+    bench.engine.gate.set()
+    assert await asyncio.gather(*asking) == [[2.0 * number] * 40 for number in range(5)]
+    ran = [value for batch in bench.engine.batches for value in batch]
+    assert ran == sorted(ran), "they would all be done at the end if they took turns"
+
+
+async def test_a_long_request_is_done_though_short_ones_fill_every_batch(make: Make) -> None:
+    bench = await make(max_batch=4)
+    bench.engine.gate.clear()
+    answered = 0
+
+    async def again_and_again() -> None:
+        nonlocal answered
+        while True:
+            await bench.ask(1.0)
+            answered += 1
+
+    others = [asyncio.create_task(again_and_again()) for _ in range(12)]
+    long = asyncio.create_task(bench.ask(*[7.0] * 20))
+    await asyncio.sleep(0.02)
+    bench.engine.gate.set()
+    assert await long == [14.0] * 20
+    assert answered < 2 * 20 * 12, "each of the thirteen had as much as the one, or some of it twice"
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
+
+
+async def test_a_long_request_makes_a_batch_longer_by_a_moment_only(make: Make) -> None:
+    bench = await make(max_batch=32)
+    bench.batcher.admission.pace.inference.add(1e7, 10**9)  # a hundredth of a second each, whatever comes
+    bench.engine.gate.clear()
+    first = asyncio.create_task(bench.ask(0.0))
+    await _until(lambda: bench.batcher.admission.running == 1)
+    asking = [asyncio.create_task(bench.ask(*[9.0] * 6)) for _ in range(2)]
+    asking += [asyncio.create_task(bench.ask(1.0)) for _ in range(10)]
+    await _until(lambda: len(bench.batcher._line) == 12)
+    bench.engine.gate.set()
+    await asyncio.gather(first, *asking)
+    assert bench.engine.batches == [[0.0], [1.0] * 10 + [9.0] * 2, *[[9.0] * 2] * 5]
+
+
+async def test_long_media_are_not_decoded_long_before_they_are_needed_but_short_ones_are(make: Make) -> None:
+    bench = await make(max_batch=4)
+    requests = Decoding(bench, quick=False)
+    requests.may_decode.set()
+    bench.engine.gate.clear()
+    long = [asyncio.create_task(requests.ask(float(number), samples=100)) for number in range(20)]
+    await _many_turns()
+    kept = len(requests.decoded)
+    assert 2 <= kept <= 6, "two decoders' are enough for the engine"
+    short = asyncio.create_task(requests.ask(50.0))
+    await _many_turns()
+    assert requests.decoded[kept:] == [50.0]
+    bench.engine.gate.set()
+    assert await short == [100.0]
+    assert len(requests.decoded) <= kept + 2
+    assert await asyncio.gather(*long) == [[2.0 * number] * 100 for number in range(20)]
 
 
 async def test_a_long_request_takes_turns_with_short_ones(make: Make) -> None:
@@ -566,7 +634,7 @@ async def test_the_result_tells_its_batches(make: Make) -> None:
         bench.batcher.reserve(time.monotonic() + 10) as place,
         bench.batcher.reserve(time.monotonic() + 10) as other,
     ):
-        mine, theirs = await asyncio.gather(place.run([np.ones(1)] * 2), other.run([np.ones(1)] * 2))
+        mine, theirs = await asyncio.gather(place.run([np.ones(1)]), other.run([np.ones(1)]))
     assert mine.runs[-1] is theirs.runs[-1], "one batch is one object, whosever samples are in it"
 
 

@@ -25,8 +25,8 @@ LAYERS = [
     {"admission", "isolation"},
     {"engine", "repository", "postprocess"},
     {"decode", "preprocess", "schemas", "providers", "buffers"},
-    {"cards", "metrics"},
-    {"errors", "gpu", "handover", "memory", "pace", "stopwatch", "threads", "turns"},
+    {"cards", "metrics", "turns"},
+    {"errors", "gpu", "handover", "line", "memory", "pace", "stopwatch", "threads"},
 ]
 
 

@@ -78,10 +78,10 @@ async def test_a_batch_that_is_quick_by_its_pace_runs_on_the_event_loop(engine: 
     await _ran(isolated, 1.0)
     assert here not in engine.threads, "nothing is known of it yet"
     engine.threads.clear()
-    pace.value = 0.3
+    pace.add(30.0, 100)
     await _ran(isolated, 1.0, 2.0, 3.0)
     assert engine.threads == {here}
-    pace.value = 0.4
+    pace.add(1e6 * 0.4, 10**6)
     await _ran(isolated, 1.0, 2.0, 3.0)
     assert engine.threads > {here}
     isolated.close()
@@ -89,7 +89,7 @@ async def test_a_batch_that_is_quick_by_its_pace_runs_on_the_event_loop(engine: 
 
 async def test_one_bad_sample_fails_alone_on_the_event_loop_too(engine: Doubler) -> None:
     pace = Mean()
-    pace.value = 0.001
+    pace.add(0.001)
     isolated = Isolated(engine, ModelSeries("isolated:1"), pace, 10.0)
     assert await _answers(isolated, 1.0, POISON, 3.0) == [2.0, None, 6.0]
     assert threading.current_thread().name in engine.threads

@@ -6,16 +6,24 @@ from service.turns import Turns
 
 
 class Gate:
-    """Room for so many; each who goes holds the event loop up for a second, of which a turn has ``seconds``."""
+    """Room for so many, who keep it; each holds the event loop up for a second, of which a turn has ``seconds``."""
 
     def __init__(self, places: int, seconds: float = 1.0) -> None:
-        self.places = places
-        self.turns = Turns(lambda: self.places, seconds)
+        self.places, self.here = places, 0
+        self.turns = Turns(self._room, seconds)
         self.gone: list[int] = []
 
-    async def go(self, number: int) -> None:
-        await self.turns.wait(1.0)
-        self.places -= 1
+    def _room(self, work: float) -> bool:
+        return self.here - len(self.turns) < self.places
+
+    async def go(self, number: int, work: float = 1.0) -> None:
+        self.here += 1
+        try:
+            await self.turns.wait(work, 1.0)
+        except asyncio.CancelledError:
+            self.here -= 1
+            self.turns.changed()
+            raise
         self.gone.append(number)
 
     def ask(self, *numbers: int) -> list["asyncio.Task[None]"]:
@@ -59,12 +67,30 @@ async def test_in_one_turn_of_the_event_loop_no_more_go_than_hold_it_up_for_so_l
 async def test_it_never_lets_one_too_many_in(seconds: float) -> None:
     gate = Gate(1, seconds)
     tasks = gate.ask(*range(10))
-    for _ in range(10):
+    for gone in range(1, 11):
         await _pass(10)
-        assert gate.places == 0
-        gate.places = 1
+        assert len(gate.gone) == gone
+        gate.places += 1
         gate.turns.changed()
     await asyncio.gather(*tasks)
+
+
+async def test_little_work_goes_first_but_not_for_ever() -> None:
+    gate = Gate(0)
+    tasks = [asyncio.create_task(gate.go(0, work=10.0)), *gate.ask(1, 2)]
+    await _pass(3)
+    for number in range(3, 50):
+        tasks += gate.ask(number)
+        await _pass(3)
+        gate.places += 1
+        gate.turns.changed()
+        await _pass(10)
+    assert 20 <= gate.gone.index(0) < 45, "of three or four who share, it has its ten after some thirty or forty"
+    others = [number for number in gate.gone if number]
+    assert others == sorted(others)
+    assert gate.turns.before(0.0) == 0 and gate.turns.before(1.0) == len(gate.turns) == 3
+    for task in tasks:
+        task.cancel()
 
 
 async def test_who_was_cancelled_is_passed_over() -> None:
