@@ -61,7 +61,9 @@ class Admission:
             raise self.refuse()  # which no variable keeps: it keeps this frame, and both would be garbage
         patience = deadline - self._clock()
         ahead = self._seconds_ahead(behind) if slow else self._seconds_ahead(0, self._others_in_batch())
-        needed = _CAUTION * (ahead + self.pace.seconds_of_one(slow=slow))
+        tried = not slow or self.slow > 0  # else how long threads take may be out of date
+        own = self.pace.seconds_of_one(slow=slow) if tried else self.pace.inference.value
+        needed = _CAUTION * (ahead + own)
         if self.waiting + self.running > 0 and needed > patience:  # else the pace may be out of date: try
             raise DeadlineUnmeetable(
                 f"with what is waiting it may take {needed * 1000:.0f} ms; "

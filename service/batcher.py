@@ -1,13 +1,13 @@
 """Samples -> batches -> samples.
 
 A request takes a *place* before its media is decoded; ``admission`` says who gets one. It has its *turn* to be decoded
-when fewer than a batch's worth of requests that are no larger are decoded already (one more for each decoder, where
-decoding is slow): until then it is but the bytes that came, and costs nothing if its client gives up. Its samples then
-stand in the *line* with those of all others. Whenever the engine is free it takes a batch, however small, once what has
-arrived by then is decoded: no clock is waited for, and batches grow by themselves when samples come faster than the
-engine takes them. On a CPU, what decodes quickly is decoded between two batches: meanwhile each would push the other
-out of the caches. ``isolation`` runs it. What still waits when the block is left, by an answer, an error, the deadline
-or a client that went away, never runs.
+when fewer than a batch's worth of requests that will not let it go first are decoded already (one more for each
+decoder, where decoding is slow): until then it is but the bytes that came, and costs nothing if its client gives up.
+Its samples then stand in the *line* with those of all others. Whenever the engine is free it takes a batch, however
+small, once what has arrived by then is decoded: no clock is waited for, and batches grow by themselves when samples
+come faster than the engine takes them. On a CPU, what decodes quickly is decoded between two batches: meanwhile each
+would push the other out of the caches. ``isolation`` runs it. What still waits when the block is left, by an answer, an
+error, the deadline or a client that went away, never runs.
 
     async with batcher.reserve(deadline) as place:     QueueFull, DeadlineUnmeetable, NotReady: nothing was done
         await place.turn()                             DeadlineExceeded, at the deadline, wherever it is
@@ -101,7 +101,7 @@ class Place:
     def slows(self) -> None:
         """It is to be decoded in a thread after all."""
         self.at_once_seconds = 0.0
-        self._batcher.admission.slows()
+        self._batcher.slows()
 
     async def run(self, samples: Sequence[Sample], *, decode_seconds: float = 0.0) -> Result:
         """Every sample's outputs. All samples have one shape; making them took a thread ``decode_seconds``. Raises what
@@ -182,8 +182,8 @@ class Batcher:
         self._engine = Isolated(engine, series, pace.inference, at_once_seconds if on_cpu else 0.0)
         self._broken, self._max_batch, self._on_cpu, self._decoders = broken, max_batch, on_cpu, decoders
         self._line: Line[Place] = Line()  # of those that are decoded; their work is samples
-        self._quick = Turns(self._may_decode_at_once, _TURN_SECONDS)
-        self._slow = Turns(self._may_decode, math.inf)
+        self._quick: Turns[Place] = Turns(self._loop_is_free, self._loop_has_room, _TURN_SECONDS)
+        self._slow: Turns[Place] = Turns(self._thread_is_free, self._threads_have_room, math.inf)
         self._work = asyncio.Event()
         self._loop = asyncio.create_task(self._serve())
 
@@ -198,7 +198,11 @@ class Batcher:
         return Place(self, deadline, size, at_once_seconds)
 
     async def turn(self, place: Place) -> None:
-        await (self._slow if place.slow else self._quick).wait(place.size, place.at_once_seconds)
+        if place.slow:
+            await self._slow.wait(place, place.size, 0.0)
+        else:
+            seconds = place.at_once_seconds
+            await self._quick.wait(place, seconds + self.admission.pace.inference.value, seconds)
 
     def enqueue(self, place: Place, decode_seconds: float) -> None:
         if self.admission.closed:
@@ -210,10 +214,15 @@ class Batcher:
         self._line.join(place, place.left)
         self._work.set()
 
+    def slows(self) -> None:
+        self.admission.slows()
+        self._give_turns()
+
     def release(self, place: Place) -> None:
-        self._decoded(place)
         self._line.leave(place)
+        self._decoded(place)
         place.counted = self.admission.recount(place.counted, 0)
+        self._give_turns()
 
     async def close(self) -> None:
         """Takes nothing more, refuses what still waits, and lets the batch that runs come back."""
@@ -248,7 +257,7 @@ class Batcher:
         """Who is first, and of the others as many as there is room for, of those with the same shape. Long requests
         make it no longer than by a moment: who comes meanwhile waits for it, and larger batches gain little."""
         batch: list[Entry] = []
-        waiting, pace = len(self._line), self.admission.pace.inference.value
+        pace = self.admission.pace.inference.value
         room, of_long = self._max_batch, max(1, int(_MOMENT_SECONDS / pace)) if pace else self._max_batch
         for place in self._line:
             if place.over:
@@ -263,8 +272,7 @@ class Batcher:
                     self._line.leave(place)
                 if not room:
                     break
-        if batch:
-            self._line.served(len(batch), waiting)
+        self._line.served(len(batch))
         self._give_turns()
         return batch
 
@@ -302,20 +310,36 @@ class Batcher:
         self._quick.changed()
         self._slow.changed()
 
-    def _may_decode_at_once(self, size: float) -> bool:
-        """Whether the next batch has room, and no batch runs on the same cores."""
+    def _loop_is_free(self) -> bool:
+        """No batch runs on the same cores, and what is decoded does not fill the next one already."""
         if self._on_cpu and self.admission.running:
             return False
-        room = self._max_batch - (self.admission.undecoded - self.admission.slow - len(self._quick))
-        return len(self._line) < room or sum(place.size <= size for place in self._line) < room
+        most = self._max_batch
+        return len(self._line) < most or sum(not other.slow and other.left == 1 for other in self._line) < most
 
-    def _may_decode(self, size: float) -> bool:
-        """Whether a thread is idle, or will be soon, and the next batch has room, or nearly so. Of what is decoded only
-        those count who are no larger: the others will most likely let this one go first. A long request makes samples
-        for many batches, but while there are fewer of them than decoders, those go on."""
+    def _loop_has_room(self, place: Place) -> bool:
+        decoding = self.admission.undecoded - self.admission.slow - len(self._quick)
+        return self._before(place, most=1) + decoding < self._max_batch
+
+    def _thread_is_free(self) -> bool:
+        """Or will be soon."""
+        return self._decoding <= self._decoders
+
+    def _threads_have_room(self, place: Place) -> bool:
+        """For one more each than the next batch takes. A long request makes samples for many batches: it counts as what
+        a decoder has to make for one, so that there are about as many of them as decoders."""
         most = -(-self._max_batch // self._decoders)
-        ahead = sum(min(place.left, most) for place in self._line if place.size <= size)
-        return self._decoding < min(self._decoders + 1, self._max_batch + self._decoders - ahead)
+        return self._before(place, most=most) + self._decoding < self._max_batch + self._decoders
+
+    def _before(self, place: Place, *, most: int) -> int:
+        """How much is decoded that will hardly let ``place`` go first, of each request ``most`` samples at most: what
+        has one sample, and what is not much larger. What is quick takes no room from what is slow, nor the other way
+        round."""
+        return sum(
+            min(other.left, most)
+            for other in self._line
+            if other.slow == place.slow and (other.left == 1 or other.size <= 2 * place.size)
+        )
 
     @property
     def _decoding(self) -> int:

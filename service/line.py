@@ -4,11 +4,16 @@ If two long requests take turns, both take as long as both together; one after t
 that, and the second no later. But a short one should not wait for either. So everybody goes when they would be done if
 all who wait had an even share of what is served: the finish numbers of fair queueing (A. Demers, S. Keshav and
 S. Shenker, "Analysis and simulation of a fair queueing algorithm", SIGCOMM 1989), each request being one packet.
+
+Who has left before their number would be here yet, and have their share until then: else the clock would run ahead, and
+newcomers with little work would come behind all who have much. A newcomer takes the place of such a one; else clients
+who come again at once would slow the clock down, and those with much work would wait for ever.
 """
 
 import math
 from bisect import bisect_left, bisect_right, insort
 from collections.abc import Hashable, Iterator
+from heapq import heappop, heappush
 from itertools import count
 from typing import Generic, TypeVar
 
@@ -26,6 +31,7 @@ class Line(Generic[T]):
         self._clock = 0.0
         self._keys: dict[T, _Key] = {}
         self._line: list[tuple[_Key, T]] = []  # sorted
+        self._early: list[float] = []  # finish numbers of those who have left before them; a heap
         self._numbers = count()
 
     def __len__(self) -> int:
@@ -37,15 +43,23 @@ class Line(Generic[T]):
     def join(self, item: T, work: float) -> None:
         self._keys[item] = key = (self._clock + work, next(self._numbers))
         insort(self._line, (key, item))
+        if self._early and self._early[0] <= key[0]:
+            heappop(self._early)
 
-    def served(self, work: float, waiting: int) -> None:
-        """Some of those who were ``waiting`` got so much together."""
-        self._clock += work / waiting
+    def served(self, work: float) -> None:
+        """Some of those who wait, or have just left, were, with so much together."""
+        while self._early and self._early[0] <= self._clock:
+            heappop(self._early)
+        self._clock += work / max(1, len(self._line) + len(self._early))
 
     def leave(self, item: T) -> None:
         """It has had all its work, or has given up; who does not wait may leave, too."""
         if key := self._keys.pop(item, None):
             del self._line[bisect_left(self._line, (key,))]
+            if not self._line:
+                self._early.clear()
+            elif key[0] > self._clock:
+                heappush(self._early, key[0])
 
     def first(self) -> T:
         return self._line[0][1]
@@ -57,3 +71,4 @@ class Line(Generic[T]):
     def clear(self) -> None:
         self._keys.clear()
         self._line.clear()
+        self._early.clear()

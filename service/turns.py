@@ -1,37 +1,42 @@
 """Who is decoded next: media become samples shortly before the engine takes them, and not all at once."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 from service.line import Line
 
+T = TypeVar("T", bound=Hashable)
+
 
 @dataclass(eq=False, slots=True)
-class _Turn:
+class _Turn(Generic[T]):
     come: asyncio.Future[None]
+    item: T
     work: float
     seconds: float
 
 
-class Turns:
-    """Lets those who wait go on, in the order of their line: as long as there is ``room`` for the first one's work, and
-    in one turn of the event loop no more than it takes to hold it up for ``seconds``. ``changed`` has to be called
-    whenever there may be room again."""
+class Turns(Generic[T]):
+    """Lets those who wait go on in the order of their line, as long as it is ``open`` and there is ``room`` for the
+    first; where there is none, whoever has least work may go, if there is room for that. In one turn of the event loop
+    no more go than it takes to hold it up for ``seconds``. ``changed`` has to be called whenever somebody may go again.
+    """
 
-    def __init__(self, room: Callable[[float], bool], seconds: float) -> None:
-        self._room, self._seconds = room, seconds
-        self._line: Line[_Turn] = Line()
+    def __init__(self, open: Callable[[], bool], room: Callable[[T], bool], seconds: float) -> None:
+        self._open, self._room, self._seconds = open, room, seconds
+        self._line: Line[_Turn[T]] = Line()
         self._called = False  # whoever goes next does so in the next turn of the event loop
         self._loop = asyncio.get_running_loop()
 
     def __len__(self) -> int:
         return len(self._line)
 
-    async def wait(self, work: float, seconds: float) -> None:
-        """Until it is the turn of the caller, who then holds the event loop up for ``seconds``; raises what ``end`` was
-        given."""
-        turn = _Turn(self._loop.create_future(), work, seconds)
+    async def wait(self, item: T, work: float, seconds: float) -> None:
+        """Until it is the turn of ``item``, which brings so much work, and then holds the event loop up for
+        ``seconds``; raises what ``end`` was given."""
+        turn = _Turn(self._loop.create_future(), item, work, seconds)
         self._line.join(turn, work)
         self.changed()
         try:
@@ -44,7 +49,7 @@ class Turns:
         return len(self._line.before(work))
 
     def changed(self) -> None:
-        if self._line and not self._called and self._room(self._line.first().work):
+        if not self._called and self._following():
             self._called = True
             self._loop.call_soon(self._next)
 
@@ -58,13 +63,19 @@ class Turns:
     def _next(self) -> None:
         self._called = False
         left = self._seconds
-        while self._line and left > 0:
-            turn = self._line.first()
-            if not self._room(turn.work):
-                return
-            self._line.served(turn.work, len(self._line))
+        while left > 0 and (turn := self._following()):
+            self._line.served(turn.work)
             self._line.leave(turn)
             if not turn.come.done():
                 turn.come.set_result(None)
                 left -= turn.seconds
         self.changed()
+
+    def _following(self) -> _Turn[T] | None:
+        if not self._line or not self._open():
+            return None
+        first = self._line.first()
+        if self._room(first.item):
+            return first
+        least = min(self._line, key=lambda turn: turn.work)
+        return least if self._room(least.item) else None

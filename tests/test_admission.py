@@ -153,6 +153,14 @@ def test_only_those_count_who_are_decoded_before_it() -> None:
     assert (desk.admission.undecoded, desk.admission.slow) == (31, 31)
 
 
+def test_how_long_threads_took_is_forgotten_where_they_have_nothing_to_do() -> None:
+    desk = Desk(64, inference=0.1, decoding=3.0)
+    desk.enter(2)  # there is always somebody
+    desk.enter(seconds=0.5, slow=True, decoded=False)
+    with pytest.raises(DeadlineUnmeetable):
+        desk.enter(seconds=0.5, slow=True, behind=1)
+
+
 def test_of_a_long_request_one_sample_goes_before_a_newcomer() -> None:
     desk = Desk(400, inference=0.1, max_batch=64)
     for _ in range(3):

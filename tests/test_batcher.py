@@ -151,10 +151,10 @@ class Decoding:
         self.may_decode = asyncio.Event()
         self._bench, self._quick = bench, quick
 
-    async def ask(self, value: float, samples: int = 1, seconds: float = 20.0) -> list[float]:
-        at_once_seconds = 0.001 if self._quick else 0.0
-        deadline = time.monotonic() + seconds
-        async with self._bench.batcher.reserve(deadline, size=samples, at_once_seconds=at_once_seconds) as place:
+    async def ask(self, value: float, samples: int = 1, seconds: float = 20.0, size: int = 0) -> list[float]:
+        at_once_seconds = 0.001 * samples if self._quick else 0.0
+        deadline, size = time.monotonic() + seconds, size or samples
+        async with self._bench.batcher.reserve(deadline, size=size, at_once_seconds=at_once_seconds) as place:
             await place.turn()
             if not self._quick:
                 await self.may_decode.wait()
@@ -385,7 +385,7 @@ async def test_a_long_request_is_done_though_short_ones_fill_every_batch(make: M
 
 async def test_a_long_request_makes_a_batch_longer_by_a_moment_only(make: Make) -> None:
     bench = await make(max_batch=32)
-    bench.batcher.admission.pace.inference.add(1e7, 10**9)  # a hundredth of a second each, whatever comes
+    bench.batcher.admission.pace.inference.add(0.9e7, 10**9)  # a hundredth of a second each, whatever comes
     bench.engine.gate.clear()
     first = asyncio.create_task(bench.ask(0.0))
     await _until(lambda: bench.batcher.admission.running == 1)
@@ -413,6 +413,91 @@ async def test_long_media_are_not_decoded_long_before_they_are_needed_but_short_
     assert await short == [100.0]
     assert len(requests.decoded) <= kept + 2
     assert await asyncio.gather(*long) == [[2.0 * number] * 100 for number in range(20)]
+
+
+@pytest.mark.parametrize("quick", [True, False])
+async def test_of_single_samples_no_more_are_decoded_whatever_their_sizes(make: Make, quick: bool) -> None:
+    bench = await make(max_batch=4)
+    requests = Decoding(bench, quick=quick)
+    requests.may_decode.set()
+    bench.engine.gate.clear()
+    asking = []
+    for number in range(30):
+        asking.append(asyncio.create_task(requests.ask(float(number), size=3000 - 100 * number)))
+        await asyncio.sleep(0)
+    await _many_turns()
+    assert len(requests.decoded) <= 4 + 4 + (0 if quick else 2)
+    bench.engine.gate.set()
+    assert await asyncio.gather(*asking) == [[2.0 * number] for number in range(30)]
+
+
+@pytest.mark.parametrize("quick", [True, False])
+async def test_long_requests_that_wait_to_be_decoded_do_not_hold_up_a_short_one(make: Make, quick: bool) -> None:
+    bench = await make(max_batch=2)
+    requests = Decoding(bench, quick=quick)
+    requests.may_decode.set()
+    bench.engine.gate.clear()
+    long = [asyncio.create_task(requests.ask(1.0, samples=300)) for _ in range(8)]
+    await _many_turns()
+    assert len(requests.decoded) < 8
+    bench.engine.gate.set()
+    for _ in range(60):  # some of them when the long one that is first has waited for its share
+        ran = len(bench.engine.batches)
+        assert await requests.ask(7.0) == [14.0]
+        assert len(bench.engine.batches) - ran < 20
+    assert not any(task.done() for task in long[2:])
+    await asyncio.gather(*long)
+
+
+async def test_on_a_cpu_what_is_quick_is_decoded_though_threads_fill_every_batch(make: Make) -> None:
+    bench = await make(max_batch=2, on_cpu=True)
+    slow, quick = Decoding(bench, quick=False), Decoding(bench, quick=True)
+    slow.may_decode.set()
+
+    async def again_and_again() -> None:
+        while True:
+            await slow.ask(1.0)
+
+    others = [asyncio.create_task(again_and_again()) for _ in range(12)]
+    await _until(lambda: len(bench.engine.batches) > 5)
+    assert await quick.ask(7.0, size=2, seconds=5.0) == [14.0]
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
+
+
+async def test_who_goes_leaves_room_to_be_decoded(make: Make) -> None:
+    bench = await make(max_batch=2)
+    requests = Decoding(bench, quick=True)
+    bench.engine.gate.clear()
+    asking = [asyncio.create_task(requests.ask(float(number))) for number in range(5)]
+    await _many_turns()
+    assert requests.decoded == [0.0, 1.0, 2.0, 3.0]
+    asking[2].cancel()  # decoded, and in the line
+    await _many_turns()
+    assert requests.decoded == [0.0, 1.0, 2.0, 3.0, 4.0]
+    bench.engine.gate.set()
+    await asyncio.gather(*asking, return_exceptions=True)
+
+
+async def test_who_turns_out_to_be_slow_leaves_its_turn_to_others(make: Make) -> None:
+    bench = await make(max_batch=1)
+    slow = asyncio.Event()
+
+    async def lied() -> None:
+        async with bench.batcher.reserve(time.monotonic() + 20, at_once_seconds=0.001) as place:
+            await place.turn()
+            await asyncio.sleep(0.01)
+            place.slows()
+            await place.turn()
+            await slow.wait()
+            await place.run([np.ones(1)])
+
+    liar = asyncio.create_task(lied())
+    await asyncio.sleep(0)
+    assert await Decoding(bench, quick=True).ask(7.0, seconds=5.0) == [14.0]
+    slow.set()
+    await liar
 
 
 async def test_a_long_request_takes_turns_with_short_ones(make: Make) -> None:

@@ -43,11 +43,25 @@ def test_a_long_one_waits_no_longer_than_if_all_took_turns(work: int, others: in
     for number in range(others):
         line.join(number, 1)
     while (item := line.first()) != -1:
-        line.served(1, len(line))
+        line.served(1)
         line.leave(item)
         line.join(item, 1)  # it comes again at once
         served += 1
     assert served == pytest.approx(work * (others + 1), abs=others + 1), "all had as much of it as the one would have"
+
+
+@pytest.mark.parametrize("longs", [2, 8, 50])
+def test_a_short_one_goes_first_however_many_long_ones_were_served_before(longs: int) -> None:
+    line: Line[int] = Line()
+    for number in range(longs):
+        line.join(number, 100)
+    for number in range(longs - 1):
+        for _ in range(100):
+            line.served(1)
+        line.leave(number)
+        line.join(-1, 1)
+        assert line.first() == -1, "what the others had before their time does not count as share of those who wait"
+        line.leave(-1)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -61,5 +75,5 @@ def test_who_goes_before_a_newcomer_is_told_before_it_joins(seed: int) -> None:
         assert list(line)[: len(before) + 1] == [*before, number]
         for item in list(line):
             if chance.random() < 0.3:
-                line.served(chance.choice([1, 3]), len(line))
+                line.served(chance.choice([1, 3]))
                 line.leave(item)

@@ -10,16 +10,16 @@ class Gate:
 
     def __init__(self, places: int, seconds: float = 1.0) -> None:
         self.places, self.here = places, 0
-        self.turns = Turns(self._room, seconds)
+        self.turns: Turns[int] = Turns(lambda: True, self._room, seconds)
         self.gone: list[int] = []
 
-    def _room(self, work: float) -> bool:
+    def _room(self, number: int) -> bool:
         return self.here - len(self.turns) < self.places
 
     async def go(self, number: int, work: float = 1.0) -> None:
         self.here += 1
         try:
-            await self.turns.wait(work, 1.0)
+            await self.turns.wait(number, work, 1.0)
         except asyncio.CancelledError:
             self.here -= 1
             self.turns.changed()
@@ -91,6 +91,46 @@ async def test_little_work_goes_first_but_not_for_ever() -> None:
     assert gate.turns.before(0.0) == 0 and gate.turns.before(1.0) == len(gate.turns) == 3
     for task in tasks:
         task.cancel()
+
+
+async def test_where_the_first_has_no_room_whoever_has_least_work_may_go() -> None:
+    room = {1}
+    turns: Turns[int] = Turns(lambda: True, lambda number: number in room, 1.0)
+    gone: list[int] = []
+
+    async def go(number: int, work: float) -> None:
+        await turns.wait(number, work, 1.0)
+        gone.append(number)
+
+    tasks = [asyncio.create_task(go(number, work)) for number, work in enumerate((2.0, 2.0, 50.0))]
+    await _pass(10)
+    assert not gone, "of two with as much work, the first has none"
+    room.add(0)
+    turns.changed()
+    await _pass(10)
+    assert gone == [0, 1]
+    tasks += [asyncio.create_task(go(number, 1.0)) for number in (3, 1)]
+    await _pass(10)
+    assert gone == [0, 1], "neither the first nor the one with least work, which is one and the same"
+    room.add(3)
+    turns.changed()
+    await _pass(10)
+    assert gone == [0, 1, 3, 1]
+    assert len(turns) == 1
+    tasks[2].cancel()
+
+
+async def test_nobody_goes_while_it_is_closed() -> None:
+    opened = False
+    turns: Turns[int] = Turns(lambda: opened, lambda number: True, 1.0)
+    task = asyncio.create_task(turns.wait(1, 1.0, 1.0))
+    await _pass(5)
+    turns.changed()
+    await _pass(5)
+    assert not task.done()
+    opened = True
+    turns.changed()
+    await task
 
 
 async def test_who_was_cancelled_is_passed_over() -> None:
