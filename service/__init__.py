@@ -6,6 +6,6 @@ api, inputs   HTTP -> media bytes and parameters                  refused early:
 pipeline      the stages in order, each timed once by a stopwatch
   decode      bytes -> pixels, samples, frames                    limits first; in threads
   preprocess  media + card -> samples                             what the card states
-  batcher     samples -> batches -> outputs                       each model's queue: admission, turns, line, isolation
+  batcher     samples -> batches -> outputs                       each model's queue: admission, decoding, isolation
   postprocess outputs -> labels, masks, timelines
 """

@@ -1,13 +1,11 @@
 """Samples -> batches -> samples.
 
-A request takes a *place* before its media is decoded; ``admission`` says who gets one. It has its *turn* to be decoded
-when fewer than a batch's worth of requests that will not let it go first are decoded already (one more for each
-decoder, where decoding is slow): until then it is but the bytes that came, and costs nothing if its client gives up.
-Its samples then stand in the *line* with those of all others. Whenever the engine is free it takes a batch, however
-small, once what has arrived by then is decoded: no clock is waited for, and batches grow by themselves when samples
-come faster than the engine takes them. On a CPU, what decodes quickly is decoded between two batches: meanwhile each
-would push the other out of the caches. ``isolation`` runs it. What still waits when the block is left, by an answer, an
-error, the deadline or a client that went away, never runs.
+A request takes a *place* before its media is decoded; ``admission`` says who gets one. It has its *turn* to be decoded,
+by ``decoding``, shortly before the engine can take it: until then it is but the bytes that came, and costs nothing if
+its client gives up. Its samples then stand in the *line* with those of all others. Whenever the engine is free it takes
+a batch, however small, once what has arrived by then is decoded: no clock is waited for, and batches grow by themselves
+when samples come faster than the engine takes them. ``isolation`` runs it. What still waits when the block is left, by
+an answer, an error, the deadline or a client that went away, never runs.
 
     async with batcher.reserve(deadline) as place:     QueueFull, DeadlineUnmeetable, NotReady: nothing was done
         await place.turn()                             DeadlineExceeded, at the deadline, wherever it is
@@ -19,12 +17,12 @@ such sounds the first is done in half of the time of both. Who is first says of 
 """
 
 import asyncio
-import math
 import time
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, Self
 
 from service.admission import Admission
+from service.decoding import Decoding
 from service.engine import Outputs
 from service.errors import DeadlineExceeded, InternalError, NotReady, ServiceError
 from service.isolation import EngineBroken, Isolated, Ran, Runner, Sample
@@ -32,9 +30,7 @@ from service.line import Line
 from service.metrics import ModelSeries
 from service.pace import Pace
 from service.stopwatch import Run
-from service.turns import Turns
 
-_TURN_SECONDS = 0.0025  # for which quick media are decoded one after the other before the event loop sees to others
 _MOMENT_SECONDS = 0.02  # for which a batch may run the longer because of long requests
 _QUIET_TURNS = 8  # of the event loop, in which nothing arrived: what still comes will be in the next batch
 
@@ -180,10 +176,9 @@ class Batcher:
         pace = Pace(decoders, on_cpu=on_cpu)
         self.admission = Admission(queue_samples, pace, series.queue_depth, max_batch=max_batch)
         self._engine = Isolated(engine, series, pace.inference, at_once_seconds if on_cpu else 0.0)
-        self._broken, self._max_batch, self._on_cpu, self._decoders = broken, max_batch, on_cpu, decoders
+        self._broken, self._max_batch = broken, max_batch
         self._line: Line[Place] = Line()  # of those that are decoded; their work is samples
-        self._quick: Turns[Place] = Turns(self._loop_is_free, self._loop_has_room, _TURN_SECONDS)
-        self._slow: Turns[Place] = Turns(self._thread_is_free, self._threads_have_room, math.inf)
+        self._decoding = Decoding(self._line, self.admission, max_batch=max_batch, decoders=decoders, on_cpu=on_cpu)
         self._work = asyncio.Event()
         self._loop = asyncio.create_task(self._serve())
 
@@ -193,16 +188,15 @@ class Batcher:
 
         Raises ``QueueFull``; ``DeadlineUnmeetable``; ``NotReady`` after the end.
         """
-        behind = self._slow.before(size) + self._decoding
-        self.admission.enter(deadline, slow=at_once_seconds == 0, behind=behind)
+        self.admission.enter(deadline, slow=at_once_seconds == 0, behind=self._decoding.behind(size))
         return Place(self, deadline, size, at_once_seconds)
 
     async def turn(self, place: Place) -> None:
-        if place.slow:
-            await self._slow.wait(place, place.size, 0.0)
-        else:
-            seconds = place.at_once_seconds
-            await self._quick.wait(place, seconds + self.admission.pace.inference.value, seconds)
+        await self._decoding.turn(place)
+
+    def slows(self) -> None:
+        self.admission.slows()
+        self._decoding.changed()
 
     def enqueue(self, place: Place, decode_seconds: float) -> None:
         if self.admission.closed:
@@ -212,17 +206,14 @@ class Batcher:
         self.admission.pace.decoded(decode_seconds, slow=place.slow)
         self._recount(place)
         self._line.join(place, place.left)
+        self._decoding.changed()
         self._work.set()
-
-    def slows(self) -> None:
-        self.admission.slows()
-        self._give_turns()
 
     def release(self, place: Place) -> None:
         self._line.leave(place)
         self._decoded(place)
         place.counted = self.admission.recount(place.counted, 0)
-        self._give_turns()
+        self._decoding.changed()
 
     async def close(self) -> None:
         """Takes nothing more, refuses what still waits, and lets the batch that runs come back."""
@@ -263,9 +254,10 @@ class Batcher:
             if place.over:
                 self._line.leave(place)
             elif not batch or place.shape == batch[0].sample.shape:
-                taken = min(place.left, room, of_long if place.left > 1 else room)
-                of_long -= taken if place.left > 1 else 0
+                long = place.left > 1
+                taken = min(place.left, room, of_long if long else room)
                 room -= taken
+                of_long -= taken if long else 0
                 batch += [place.take() for _ in range(taken)]
                 self._recount(place)
                 if not place.left:
@@ -273,7 +265,7 @@ class Batcher:
                 if not room:
                     break
         self._line.served(len(batch))
-        self._give_turns()
+        self._decoding.changed()
         return batch
 
     async def _run(self, batch: list[Entry]) -> None:
@@ -290,61 +282,19 @@ class Batcher:
         finally:
             self.admission.running = 0
             self.admission.pace.answered(len(batch), time.monotonic(), came=min(entry.place.came for entry in batch))
-            self._give_turns()
+            self._decoding.changed()
 
     def _end(self, reason: NotReady) -> None:
         self.admission.close(reason)
         for place in self._line:
             place.fail(reason)
         self._line.clear()
-        self._quick.end(reason)
-        self._slow.end(reason)
+        self._decoding.end(reason)
 
     def _decoded(self, place: Place) -> None:
         if not place.decoded:
             place.decoded = True
             self.admission.decoded(slow=place.slow)
-            self._give_turns()
-
-    def _give_turns(self) -> None:
-        self._quick.changed()
-        self._slow.changed()
-
-    def _loop_is_free(self) -> bool:
-        """No batch runs on the same cores, and what is decoded does not fill the next one already."""
-        if self._on_cpu and self.admission.running:
-            return False
-        most = self._max_batch
-        return len(self._line) < most or sum(not other.slow and other.left == 1 for other in self._line) < most
-
-    def _loop_has_room(self, place: Place) -> bool:
-        decoding = self.admission.undecoded - self.admission.slow - len(self._quick)
-        return self._before(place, most=1) + decoding < self._max_batch
-
-    def _thread_is_free(self) -> bool:
-        """Or will be soon."""
-        return self._decoding <= self._decoders
-
-    def _threads_have_room(self, place: Place) -> bool:
-        """For one more each than the next batch takes. A long request makes samples for many batches: it counts as what
-        a decoder has to make for one, so that there are about as many of them as decoders."""
-        most = -(-self._max_batch // self._decoders)
-        return self._before(place, most=most) + self._decoding < self._max_batch + self._decoders
-
-    def _before(self, place: Place, *, most: int) -> int:
-        """How much is decoded that will hardly let ``place`` go first, of each request ``most`` samples at most: what
-        has one sample, and what is not much larger. What is quick takes no room from what is slow, nor the other way
-        round."""
-        return sum(
-            min(other.left, most)
-            for other in self._line
-            if other.slow == place.slow and (other.left == 1 or other.size <= 2 * place.size)
-        )
-
-    @property
-    def _decoding(self) -> int:
-        """Requests that threads decode, or will next."""
-        return self.admission.slow - len(self._slow)
 
     def _recount(self, place: Place) -> None:
         place.counted = self.admission.recount(place.counted, min(place.left, self._max_batch))

@@ -1,13 +1,13 @@
-"""Who is decoded next: media become samples shortly before the engine takes them, and not all at once."""
+"""Who goes next, where there is not always room."""
 
 import asyncio
-from collections.abc import Callable, Hashable
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from service.line import Line
 
-T = TypeVar("T", bound=Hashable)
+T = TypeVar("T")
 
 
 @dataclass(eq=False, slots=True)
