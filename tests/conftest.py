@@ -1,5 +1,6 @@
 import warnings
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 import httpx
 import pytest
@@ -11,6 +12,7 @@ with warnings.catch_warnings():
     assert bentoml.SyncHTTPClient
 
 from tests import graphs
+from tests.batching import Bench, Make
 from tests.serving import Server, serving
 
 
@@ -67,3 +69,20 @@ def one_torch_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture
+async def make() -> AsyncIterator[Make]:
+    made: list[Bench] = []
+
+    async def build(**options: Any) -> Bench:
+        made.append(Bench(**options))
+        return made[-1]
+
+    yield build
+    for bench in made:
+        bench.engine.gate.set()
+        await bench.batcher.close()
+        queue = bench.batcher.admission
+        counts = (queue.waiting, queue.requests, queue.undecoded, queue.slow, queue.running, len(bench.batcher._line))
+        assert not any(counts), "nothing leaks"

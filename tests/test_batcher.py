@@ -1,111 +1,15 @@
 import asyncio
-import math
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
 
-from service.batcher import Batcher
 from service.engine import Outputs
 from service.errors import DeadlineExceeded, DeadlineUnmeetable, InternalError, NotReady, QueueFull
 from service.isolation import Sample
-from service.metrics import ModelSeries
-
-POISON = 255.0
-LAST = 99.0
-
-
-class Doubler:
-    """An engine that doubles, remembers its batches, and fails on poison. ``gate`` closed, it waits; before it answers
-    LAST alone, for ``last``."""
-
-    def __init__(self) -> None:
-        self.batches: list[list[float]] = []
-        self.gate = asyncio.Event()
-        self.gate.set()
-        self.last = asyncio.Event()
-        self.broken = False
-        self.seconds = 0.0
-        self._loop = asyncio.get_running_loop()
-
-    def run(self, samples: Sequence[Sample]) -> list[Outputs]:
-        asyncio.run_coroutine_threadsafe(_wait(self.gate), self._loop).result(timeout=20)
-        time.sleep(self.seconds)
-        values = [float(sample.flat[0]) for sample in samples]
-        if values == [LAST]:
-            asyncio.run_coroutine_threadsafe(_wait(self.last), self._loop).result(timeout=20)
-        assert len({sample.shape for sample in samples}) == 1
-        self.batches.append(values)
-        if self.broken or POISON in values:
-            raise RuntimeError("poison")
-        return [(sample * 2,) for sample in samples]
-
-    def padded_size(self, count: int) -> int:
-        return 4 * math.ceil(count / 4)
-
-    def blank(self) -> Sample:
-        return np.zeros(1)
-
-
-async def _wait(gate: asyncio.Event) -> None:
-    await gate.wait()
-
-
-class Bench:
-    """A batcher over a Doubler, with short calls for what tests do."""
-
-    def __init__(
-        self, max_batch: int = 4, queue_samples: int = 64, on_cpu: bool = False, at_once_seconds: float = 0.0
-    ) -> None:
-        self.engine = Doubler()
-        self.given_up = 0
-        self.batcher = Batcher(
-            self.engine,
-            ModelSeries("test:1"),
-            max_batch=max_batch,
-            queue_samples=queue_samples,
-            on_cpu=on_cpu,
-            decoders=2,
-            at_once_seconds=at_once_seconds,
-            broken=self._give_up,
-        )
-
-    def _give_up(self) -> None:
-        self.given_up += 1
-
-    async def ask(self, *values: float, seconds: float = 20.0, shape: tuple[int, ...] = (1,)) -> list[float]:
-        async with self.batcher.reserve(time.monotonic() + seconds) as place:
-            result = await place.run([np.full(shape, value) for value in values])
-            return [float(outputs[0].flat[0]) for outputs in result.outputs]
-
-
-Make = Callable[..., Awaitable[Bench]]
-
-
-@pytest.fixture
-async def make() -> AsyncIterator[Make]:
-    made: list[Bench] = []
-
-    async def build(**options: Any) -> Bench:
-        made.append(Bench(**options))
-        return made[-1]
-
-    yield build
-    for bench in made:
-        bench.engine.gate.set()
-        await bench.batcher.close()
-        queue = bench.batcher.admission
-        counts = (queue.waiting, queue.requests, queue.undecoded, queue.slow, queue.running, len(bench.batcher._line))
-        assert not any(counts), "nothing leaks"
-
-
-async def _until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
-        while not condition():
-            await asyncio.sleep(0.001)
+from tests.batching import LAST, POISON, Make, many_turns, until
 
 
 async def test_each_client_gets_its_own_answer(make: Make) -> None:
@@ -143,104 +47,6 @@ async def test_what_comes_while_the_engine_is_busy_shares_the_next_batch(make: M
     assert [len(batch) for batch in bench.engine.batches] in ([1, 4, 1], [4, 2])
 
 
-class Decoding:
-    """Requests that count how many are decoded, one at a time or beside each other in threads."""
-
-    def __init__(self, bench: Bench, *, quick: bool) -> None:
-        self.decoded: list[float] = []
-        self.may_decode = asyncio.Event()
-        self._bench, self._quick = bench, quick
-
-    async def ask(self, value: float, samples: int = 1, seconds: float = 20.0, size: int = 0) -> list[float]:
-        at_once_seconds = 0.001 * samples if self._quick else 0.0
-        deadline, size = time.monotonic() + seconds, size or samples
-        async with self._bench.batcher.reserve(deadline, size=size, at_once_seconds=at_once_seconds) as place:
-            await place.turn()
-            if not self._quick:
-                await self.may_decode.wait()
-            self.decoded.append(value)
-            result = await place.run([np.full(1, value)] * samples)
-            return [float(outputs[0].flat[0]) for outputs in result.outputs]
-
-
-async def _kept_waiting(bench: Bench, count: int, *, quick: bool) -> tuple[Decoding, "list[asyncio.Task[list[float]]]"]:
-    """So many requests, and an engine that does not come back from its first batch."""
-    requests = Decoding(bench, quick=quick)
-    requests.may_decode.set()
-    bench.engine.gate.clear()
-    asking = [asyncio.create_task(requests.ask(float(number))) for number in range(count)]
-    await _many_turns()
-    return requests, asking
-
-
-async def _many_turns() -> None:
-    for _ in range(200):
-        await asyncio.sleep(0)
-
-
-@pytest.mark.parametrize("quick", [True, False])
-async def test_no_more_is_decoded_than_the_next_batch_takes(make: Make, quick: bool) -> None:
-    bench = await make(max_batch=4)
-    requests, asking = await _kept_waiting(bench, 30, quick=quick)
-    running, waiting = 4, 4
-    assert requests.decoded == [float(number) for number in range(running + waiting + (0 if quick else 2))]
-    bench.engine.gate.set()
-    assert await asyncio.gather(*asking) == [[2.0 * number] for number in range(30)]
-    assert requests.decoded == [float(number) for number in range(30)], "in the order in which they came"
-    assert len(bench.engine.batches) <= 9
-
-
-async def test_what_decodes_slowly_keeps_every_decoder_busy_and_does_not_hold_up_what_is_quick(make: Make) -> None:
-    bench = await make(max_batch=1)
-    slow, quick = Decoding(bench, quick=False), Decoding(bench, quick=True)
-    asking = [asyncio.create_task(slow.ask(float(number))) for number in range(9)]
-    await _many_turns()
-    assert await quick.ask(50.0) == [100.0]
-    assert not slow.decoded
-    slow.may_decode.set()
-    assert await asyncio.gather(*asking) == [[2.0 * number] for number in range(9)]
-
-
-async def test_who_gives_up_before_it_is_decoded_costs_nothing_and_holds_nobody_up(make: Make) -> None:
-    bench = await make(max_batch=2)
-    requests, first = await _kept_waiting(bench, 4, quick=True)
-    hurried = [asyncio.create_task(requests.ask(100.0 + number, seconds=0.02)) for number in range(5)]
-    left = [asyncio.create_task(requests.ask(200.0 + number)) for number in range(5)]
-    last = asyncio.create_task(requests.ask(7.0))
-    await _many_turns()
-    for task in left:
-        task.cancel()
-    for task in hurried:
-        with pytest.raises(DeadlineExceeded, match="waited to be decoded"):
-            await task
-    bench.engine.gate.set()
-    assert await last == [14.0]
-    assert requests.decoded == [0.0, 1.0, 2.0, 3.0, 7.0]
-    await asyncio.gather(*first)
-
-
-async def test_what_cannot_be_decoded_makes_room_for_others(make: Make) -> None:
-    bench = await make(max_batch=1)
-
-    async def ask() -> None:
-        async with bench.batcher.reserve(time.monotonic() + 20) as place:
-            await place.turn()
-            await asyncio.sleep(0.001)
-            raise ValueError("corrupt")
-
-    answers = await asyncio.gather(*(ask() for _ in range(20)), return_exceptions=True)
-    assert [str(answer) for answer in answers] == ["corrupt"] * 20
-
-
-async def test_on_a_cpu_quick_media_are_decoded_between_two_batches(make: Make) -> None:
-    bench = await make(max_batch=4, on_cpu=True)
-    requests, asking = await _kept_waiting(bench, 7, quick=True)
-    assert requests.decoded == [0.0, 1.0, 2.0, 3.0], "a batch of those that came at once, and nothing beside it"
-    bench.engine.gate.set()
-    assert await asyncio.gather(*asking) == [[2.0 * number] for number in range(7)]
-    assert bench.engine.batches == [[0.0, 1.0, 2.0, 3.0], [4.0, 5.0, 6.0]]
-
-
 async def test_between_two_batches_on_the_event_loop_others_come(make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     bench = await make(max_batch=4, on_cpu=True, at_once_seconds=5.0)
     await bench.ask(1.0)  # from now on the pace is known
@@ -267,64 +73,9 @@ async def test_a_gpu_computes_beside_the_event_loop(make: Make) -> None:
     await bench.ask(1.0)
     bench.engine.gate.clear()
     asking = asyncio.create_task(bench.ask(2.0))
-    await _many_turns()
+    await many_turns()
     bench.engine.gate.set()
     assert await asking == [4.0]
-
-
-async def test_on_a_cpu_threads_decode_beside_the_engine(make: Make) -> None:
-    bench = await make(max_batch=1, on_cpu=True)
-    requests, asking = await _kept_waiting(bench, 3, quick=False)
-    assert requests.decoded == [0.0, 1.0, 2.0]
-    bench.engine.gate.set()
-    await asyncio.gather(*asking)
-
-
-@pytest.mark.parametrize("max_batch", [1, 2, 8])
-async def test_on_a_cpu_a_newcomer_is_decoded_though_a_long_request_fills_every_batch(
-    make: Make, max_batch: int
-) -> None:
-    bench = await make(max_batch=max_batch, on_cpu=True)
-    requests = Decoding(bench, quick=True)
-    bench.engine.gate.clear()
-    long = asyncio.create_task(requests.ask(1.0, samples=100))
-    await _many_turns()
-    short = asyncio.create_task(requests.ask(7.0))
-    await _many_turns()
-    assert requests.decoded == [1.0], "the engine is at work"
-    bench.engine.gate.set()
-    assert await short == [14.0]
-    position = next(index for index, batch in enumerate(bench.engine.batches) if 7.0 in batch)
-    assert position <= 2, "two batches were before it, and not a hundred samples"
-    await long
-
-
-async def test_many_long_requests_that_are_decoded_do_not_hold_up_a_short_one(make: Make) -> None:
-    bench = await make(max_batch=2)
-    requests = Decoding(bench, quick=True)
-    bench.engine.gate.clear()
-    long = [asyncio.create_task(requests.ask(1.0, samples=100)) for _ in range(6)]
-    await _many_turns()
-    short = asyncio.create_task(requests.ask(7.0))
-    await _many_turns()
-    bench.engine.gate.set()
-    assert await short == [14.0]
-    position = next(index for index, batch in enumerate(bench.engine.batches) if 7.0 in batch)
-    assert position <= 12, "some turns of the seven, and not hundreds of samples"
-    await asyncio.gather(*long)
-
-
-async def test_closing_refuses_what_waits_to_be_decoded(make: Make) -> None:
-    bench = await make(max_batch=1)
-    requests, asking = await _kept_waiting(bench, 5, quick=True)
-    closing = asyncio.create_task(bench.batcher.close())
-    await asyncio.sleep(0)
-    bench.engine.gate.set()
-    await closing
-    answers = await asyncio.gather(*asking, return_exceptions=True)
-    assert answers[0] == [0.0]
-    assert [type(answer) for answer in answers[1:]] == [NotReady] * 4
-    assert requests.decoded == [0.0, 1.0]
 
 
 async def test_a_lone_request_does_not_wait_for_company(make: Make) -> None:
@@ -337,9 +88,9 @@ async def test_the_good_samples_of_a_failed_batch_do_not_wait_for_one_another(ma
     bench = await make(max_batch=8)
     bench.engine.gate.clear()
     first = asyncio.create_task(bench.ask(0.0))
-    await _until(lambda: bench.batcher.admission.running == 1)
+    await until(lambda: bench.batcher.admission.running == 1)
     good, bad, last = (asyncio.create_task(bench.ask(value)) for value in (1.0, POISON, LAST))
-    await _until(lambda: len(bench.batcher._line) == 3)
+    await until(lambda: len(bench.batcher._line) == 3)
     bench.engine.gate.set()
     await first
     assert await good == [2.0]
@@ -388,116 +139,13 @@ async def test_a_long_request_makes_a_batch_longer_by_a_moment_only(make: Make) 
     bench.batcher.admission.pace.inference.add(0.9e7, 10**9)  # a hundredth of a second each, whatever comes
     bench.engine.gate.clear()
     first = asyncio.create_task(bench.ask(0.0))
-    await _until(lambda: bench.batcher.admission.running == 1)
+    await until(lambda: bench.batcher.admission.running == 1)
     asking = [asyncio.create_task(bench.ask(*[9.0] * 6)) for _ in range(2)]
     asking += [asyncio.create_task(bench.ask(1.0)) for _ in range(10)]
-    await _until(lambda: len(bench.batcher._line) == 12)
+    await until(lambda: len(bench.batcher._line) == 12)
     bench.engine.gate.set()
     await asyncio.gather(first, *asking)
     assert bench.engine.batches == [[0.0], [1.0] * 10 + [9.0] * 2, *[[9.0] * 2] * 5]
-
-
-async def test_long_media_are_not_decoded_long_before_they_are_needed_but_short_ones_are(make: Make) -> None:
-    bench = await make(max_batch=4)
-    requests = Decoding(bench, quick=False)
-    requests.may_decode.set()
-    bench.engine.gate.clear()
-    long = [asyncio.create_task(requests.ask(float(number), samples=100)) for number in range(20)]
-    await _many_turns()
-    kept = len(requests.decoded)
-    assert 2 <= kept <= 6, "two decoders' are enough for the engine"
-    short = asyncio.create_task(requests.ask(50.0))
-    await _many_turns()
-    assert requests.decoded[kept:] == [50.0]
-    bench.engine.gate.set()
-    assert await short == [100.0]
-    assert len(requests.decoded) <= kept + 2
-    assert await asyncio.gather(*long) == [[2.0 * number] * 100 for number in range(20)]
-
-
-@pytest.mark.parametrize("quick", [True, False])
-async def test_of_single_samples_no_more_are_decoded_whatever_their_sizes(make: Make, quick: bool) -> None:
-    bench = await make(max_batch=4)
-    requests = Decoding(bench, quick=quick)
-    requests.may_decode.set()
-    bench.engine.gate.clear()
-    asking = []
-    for number in range(30):
-        asking.append(asyncio.create_task(requests.ask(float(number), size=3000 - 100 * number)))
-        await asyncio.sleep(0)
-    await _many_turns()
-    assert len(requests.decoded) <= 4 + 4 + (0 if quick else 2)
-    bench.engine.gate.set()
-    assert await asyncio.gather(*asking) == [[2.0 * number] for number in range(30)]
-
-
-@pytest.mark.parametrize("quick", [True, False])
-async def test_long_requests_that_wait_to_be_decoded_do_not_hold_up_a_short_one(make: Make, quick: bool) -> None:
-    bench = await make(max_batch=2)
-    requests = Decoding(bench, quick=quick)
-    requests.may_decode.set()
-    bench.engine.gate.clear()
-    long = [asyncio.create_task(requests.ask(1.0, samples=300)) for _ in range(8)]
-    await _many_turns()
-    assert len(requests.decoded) < 8
-    bench.engine.gate.set()
-    for _ in range(60):  # some of them when the long one that is first has waited for its share
-        ran = len(bench.engine.batches)
-        assert await requests.ask(7.0) == [14.0]
-        assert len(bench.engine.batches) - ran < 20
-    assert not any(task.done() for task in long[2:])
-    await asyncio.gather(*long)
-
-
-async def test_on_a_cpu_what_is_quick_is_decoded_though_threads_fill_every_batch(make: Make) -> None:
-    bench = await make(max_batch=2, on_cpu=True)
-    slow, quick = Decoding(bench, quick=False), Decoding(bench, quick=True)
-    slow.may_decode.set()
-
-    async def again_and_again() -> None:
-        while True:
-            await slow.ask(1.0)
-
-    others = [asyncio.create_task(again_and_again()) for _ in range(12)]
-    await _until(lambda: len(bench.engine.batches) > 5)
-    assert await quick.ask(7.0, size=2, seconds=5.0) == [14.0]
-    for task in others:
-        task.cancel()
-    await asyncio.gather(*others, return_exceptions=True)
-
-
-async def test_who_goes_leaves_room_to_be_decoded(make: Make) -> None:
-    bench = await make(max_batch=2)
-    requests = Decoding(bench, quick=True)
-    bench.engine.gate.clear()
-    asking = [asyncio.create_task(requests.ask(float(number))) for number in range(5)]
-    await _many_turns()
-    assert requests.decoded == [0.0, 1.0, 2.0, 3.0]
-    asking[2].cancel()  # decoded, and in the line
-    await _many_turns()
-    assert requests.decoded == [0.0, 1.0, 2.0, 3.0, 4.0]
-    bench.engine.gate.set()
-    await asyncio.gather(*asking, return_exceptions=True)
-
-
-async def test_who_turns_out_to_be_slow_leaves_its_turn_to_others(make: Make) -> None:
-    bench = await make(max_batch=1)
-    slow = asyncio.Event()
-
-    async def lied() -> None:
-        async with bench.batcher.reserve(time.monotonic() + 20, at_once_seconds=0.001) as place:
-            await place.turn()
-            await asyncio.sleep(0.01)
-            place.slows()
-            await place.turn()
-            await slow.wait()
-            await place.run([np.ones(1)])
-
-    liar = asyncio.create_task(lied())
-    await asyncio.sleep(0)
-    assert await Decoding(bench, quick=True).ask(7.0, seconds=5.0) == [14.0]
-    slow.set()
-    await liar
 
 
 async def test_a_long_request_takes_turns_with_short_ones(make: Make) -> None:
