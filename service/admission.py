@@ -61,8 +61,8 @@ class Admission:
             raise self.refuse()  # which no variable keeps: it keeps this frame, and both would be garbage
         patience = deadline - self._clock()
         ahead = self._seconds_ahead(behind) if slow else self._seconds_ahead(0, self._others_in_batch())
-        tried = not slow or self.slow > 0  # else how long threads take may be out of date
-        own = self.pace.seconds_of_one(slow=slow) if tried else self.pace.inference.value
+        same = self.slow if slow else self.undecoded - self.slow  # are decoded: else that pace may be out of date
+        own = self.pace.seconds_of_one(slow=slow) if same else self.pace.inference.value
         needed = _CAUTION * (ahead + own)
         if self.waiting + self.running > 0 and needed > patience:  # else the pace may be out of date: try
             raise DeadlineUnmeetable(
@@ -131,7 +131,8 @@ class Admission:
 
     def _others_in_batch(self) -> int:
         """Quick ones that come after the next one and share its batch: where a batch's worth waits, all are full."""
-        return -(self.requests + 1) % self._max_batch if self.requests >= self._max_batch else 0
+        quick = self.requests - self.slow
+        return -(quick + 1) % self._max_batch if quick >= self._max_batch else 0
 
     def _seconds_ahead(self, behind: int | None = None, more: int = 0) -> float:
         """Of a request that comes now and goes ``behind`` so many of the slow ones, or all, and whose batch so many

@@ -178,6 +178,7 @@ class Batcher:
         self._engine = Isolated(engine, series, pace.inference, at_once_seconds if on_cpu else 0.0)
         self._broken, self._max_batch = broken, max_batch
         self._line: Line[Place] = Line()  # of those that are decoded; their work is samples
+        self._of_long, self._long_ran = max_batch, 0  # samples of long requests that a batch may have, and the last had
         self._decoding = Decoding(self._line, self.admission, max_batch=max_batch, decoders=decoders, on_cpu=on_cpu)
         self._work = asyncio.Event()
         self._loop = asyncio.create_task(self._serve())
@@ -206,14 +207,17 @@ class Batcher:
         self.admission.pace.decoded(decode_seconds, slow=place.slow)
         self._recount(place)
         self._line.join(place, place.left)
-        self._decoding.changed()
+        if place.slow:  # else it takes the room in which it was decoded
+            self._decoding.changed()
         self._work.set()
 
     def release(self, place: Place) -> None:
+        gives_room = not place.decoded or place in self._line
         self._line.leave(place)
         self._decoded(place)
         place.counted = self.admission.recount(place.counted, 0)
-        self._decoding.changed()
+        if gives_room:
+            self._decoding.changed()
 
     async def close(self) -> None:
         """Takes nothing more, refuses what still waits, and lets the batch that runs come back."""
@@ -246,11 +250,12 @@ class Batcher:
 
     def _next_batch(self) -> list[Entry]:
         """Who is first, and of the others as many as there is room for, of those with the same shape. Long requests
-        make it no longer than by a moment: who comes meanwhile waits for it, and larger batches gain little."""
+        make it no longer than by a moment: who comes meanwhile waits for it. After them those who need one sample go
+        first, so that nobody waits for the whole of a long one whose time has come."""
         batch: list[Entry] = []
-        pace = self.admission.pace.inference.value
-        room, of_long = self._max_batch, max(1, int(_MOMENT_SECONDS / pace)) if pace else self._max_batch
-        for place in self._line:
+        room, of_long = self._max_batch, self._of_long
+        places = sorted(self._line, key=lambda place: place.left > 1) if self._long_ran else self._line
+        for place in places:
             if place.over:
                 self._line.leave(place)
             elif not batch or place.shape == batch[0].sample.shape:
@@ -261,18 +266,21 @@ class Batcher:
                 batch += [place.take() for _ in range(taken)]
                 self._recount(place)
                 if not place.left:
-                    self._line.leave(place)
+                    self._line.leave(place, served=True)
                 if not room:
                     break
+        self._long_ran = self._of_long - of_long
         self._line.served(len(batch))
         self._decoding.changed()
         return batch
 
     async def _run(self, batch: list[Entry]) -> None:
         self.admission.running = len(batch)
+        began = time.monotonic()
         try:
             async for number, ran in self._engine.run([entry.sample for entry in batch]):
                 batch[number].tell(ran)
+            self._learn(time.monotonic() - began, len(batch))
         except EngineBroken:
             reason = NotReady("the engine failed; the worker starts afresh", retry_after_seconds=10)
             self._end(reason)
@@ -283,6 +291,13 @@ class Batcher:
             self.admission.running = 0
             self.admission.pace.answered(len(batch), time.monotonic(), came=min(entry.place.came for entry in batch))
             self._decoding.changed()
+
+    def _learn(self, seconds: float, samples: int) -> None:
+        """How many samples long requests may add to a batch: twice as many while theirs took less than a moment."""
+        if self._long_ran and seconds * self._long_ran / samples > _MOMENT_SECONDS:
+            self._of_long = max(1, self._of_long // 2)
+        elif self._long_ran == self._of_long:
+            self._of_long = min(2 * self._of_long, self._max_batch)
 
     def _end(self, reason: NotReady) -> None:
         self.admission.close(reason)

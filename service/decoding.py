@@ -72,12 +72,12 @@ class Decoding:
         return len(decoded) < most or sum(not other.slow and other.left == 1 for other in decoded) < most
 
     def _loop_has_room(self, request: Request) -> bool:
-        decoding = self._admission.undecoded - self._admission.slow - len(self._quick)
-        return self._before(request, most=1) + decoding < self._max_batch
+        room = self._max_batch - (self._admission.undecoded - self._admission.slow - len(self._quick))
+        return len(self._decoded) < room or self._before(request, most=1) < room
 
     def _thread_is_free(self) -> bool:
-        """Or will be soon."""
-        return self._in_threads <= self._decoders
+        """Or will be soon: each finds the next one when it is done, though the event loop be busy."""
+        return self._in_threads < 2 * self._decoders
 
     def _threads_have_room(self, request: Request) -> bool:
         """A long request counts as what a decoder has to make for a batch: there are about as many of them as decoders,

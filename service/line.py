@@ -5,9 +5,9 @@ that, and the second no later. But a short one should not wait for either. So ev
 all who wait had an even share of what is served: the finish numbers of fair queueing (A. Demers, S. Keshav and
 S. Shenker, "Analysis and simulation of a fair queueing algorithm", SIGCOMM 1989), each request being one packet.
 
-Who has left before their number would be here yet, and have their share until then: else the clock would run ahead, and
-newcomers with little work would come behind all who have much. A newcomer takes the place of such a one; else clients
-who come again at once would slow the clock down, and those with much work would wait for ever.
+Who was served before their number would be here yet, and have their share until then: else the clock would run ahead,
+and newcomers with little work would come behind all who have much. A newcomer takes the place of such a one; else
+clients who come again at once would slow the clock down, and those with much work would wait for ever.
 """
 
 import math
@@ -37,6 +37,9 @@ class Line(Generic[T]):
     def __len__(self) -> int:
         return len(self._line)
 
+    def __contains__(self, item: T) -> bool:
+        return item in self._keys
+
     def __iter__(self) -> Iterator[T]:
         return iter([item for _, item in self._line])
 
@@ -52,13 +55,13 @@ class Line(Generic[T]):
             heappop(self._early)
         self._clock += work / max(1, len(self._line) + len(self._early))
 
-    def leave(self, item: T) -> None:
-        """It has had all its work, or has given up; who does not wait may leave, too."""
+    def leave(self, item: T, *, served: bool = False) -> None:
+        """It has had all its work, if it was ``served``, or gives up; who does not wait may leave, too."""
         if key := self._keys.pop(item, None):
             del self._line[bisect_left(self._line, (key,))]
             if not self._line:
                 self._early.clear()
-            elif key[0] > self._clock:
+            elif served and key[0] > self._clock:
                 heappush(self._early, key[0])
 
     def first(self) -> T:

@@ -161,6 +161,21 @@ def test_how_long_threads_took_is_forgotten_where_they_have_nothing_to_do() -> N
         desk.enter(seconds=0.5, slow=True, behind=1)
 
 
+def test_how_long_quick_ones_took_is_forgotten_where_there_are_none() -> None:
+    desk = Desk(64, inference=0.1)
+    desk.admission.pace.decoded(3.0, slow=False)
+    desk.enter(2, slow=True, decoded=False)
+    desk.enter(seconds=0.5, decoded=False)
+    with pytest.raises(DeadlineUnmeetable):
+        desk.enter(seconds=0.5)
+
+
+def test_slow_ones_do_not_fill_the_batch_of_a_quick_one() -> None:
+    desk = Desk(64, inference=0.1, max_batch=4)
+    desk.enter(5, slow=True, decoded=False)
+    desk.enter(seconds=0.13)  # its own, and a fifth: another four would share its batch
+
+
 def test_of_a_long_request_one_sample_goes_before_a_newcomer() -> None:
     desk = Desk(400, inference=0.1, max_batch=64)
     for _ in range(3):

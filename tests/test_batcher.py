@@ -135,17 +135,35 @@ async def test_a_long_request_is_done_though_short_ones_fill_every_batch(make: M
 
 
 async def test_a_long_request_makes_a_batch_longer_by_a_moment_only(make: Make) -> None:
-    bench = await make(max_batch=32)
-    bench.batcher.admission.pace.inference.add(0.9e7, 10**9)  # a hundredth of a second each, whatever comes
+    bench = await make(max_batch=16)
+    bench.engine.seconds = 0.025
+    assert await bench.ask(*[1.0] * 40) == [2.0] * 40
+    sizes = [len(batch) for batch in bench.engine.batches]
+    assert sizes == [16, 8, 4, 2, *[1] * 10]
+    bench.engine.seconds = 0.0
+    await bench.ask(*[1.0] * 100)
+    assert max(len(batch) for batch in bench.engine.batches[len(sizes) :]) > 4, "as many as are quick"
+
+
+@pytest.mark.parametrize("shape", [(1,), (3,)], ids=["the same shape", "another"])
+@pytest.mark.parametrize("max_batch", [1, 4])
+async def test_short_requests_do_not_wait_for_the_whole_of_a_long_one_whose_time_has_come(
+    make: Make, max_batch: int, shape: tuple[int, ...]
+) -> None:
+    bench = await make(max_batch=max_batch)
     bench.engine.gate.clear()
     first = asyncio.create_task(bench.ask(0.0))
     await until(lambda: bench.batcher.admission.running == 1)
-    asking = [asyncio.create_task(bench.ask(*[9.0] * 6)) for _ in range(2)]
-    asking += [asyncio.create_task(bench.ask(1.0)) for _ in range(10)]
-    await until(lambda: len(bench.batcher._line) == 12)
+    long = asyncio.create_task(bench.ask(*[9.0] * 40))
+    await until(lambda: len(bench.batcher._line) == 1)
+    bench.batcher._line.served(1000)
+    short = [asyncio.create_task(bench.ask(1.0, shape=shape)) for _ in range(8)]
+    await until(lambda: len(bench.batcher._line) == 9)
     bench.engine.gate.set()
-    await asyncio.gather(first, *asking)
-    assert bench.engine.batches == [[0.0], [1.0] * 10 + [9.0] * 2, *[[9.0] * 2] * 5]
+    await asyncio.gather(first, long, *short)
+    others = [number for number, batch in enumerate(bench.engine.batches) if 1.0 in batch]
+    assert len(others) >= 8 // max_batch
+    assert all(after - before <= 2 for before, after in zip([0, *others], others, strict=False))
 
 
 async def test_a_long_request_takes_turns_with_short_ones(make: Make) -> None:

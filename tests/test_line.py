@@ -44,10 +44,25 @@ def test_a_long_one_waits_no_longer_than_if_all_took_turns(work: int, others: in
         line.join(number, 1)
     while (item := line.first()) != -1:
         line.served(1)
-        line.leave(item)
+        line.leave(item, served=True)
         line.join(item, 1)  # it comes again at once
         served += 1
     assert served == pytest.approx(work * (others + 1), abs=others + 1), "all had as much of it as the one would have"
+
+
+def test_who_gives_up_does_not_keep_the_others_waiting() -> None:
+    line: Line[int] = Line()
+    line.join(-1, 50)
+    for number in range(100, 10_000):
+        if number % 3 == 0:
+            line.join(number, 20)
+        line.join(number + 10_000, 1)
+        line.leave(number)
+        if (item := line.first()) == -1:
+            break
+        line.served(1)
+        line.leave(item, served=True)
+    assert 50 < number - 100 < 300, "with one other at a time its share is about half"
 
 
 @pytest.mark.parametrize("longs", [2, 8, 50])
@@ -58,7 +73,7 @@ def test_a_short_one_goes_first_however_many_long_ones_were_served_before(longs:
     for number in range(longs - 1):
         for _ in range(100):
             line.served(1)
-        line.leave(number)
+        line.leave(number, served=True)
         line.join(-1, 1)
         assert line.first() == -1, "what the others had before their time does not count as share of those who wait"
         line.leave(-1)
