@@ -189,7 +189,8 @@ class Batcher:
 
         Raises ``QueueFull``; ``DeadlineUnmeetable``; ``NotReady`` after the end.
         """
-        self.admission.enter(deadline, slow=at_once_seconds == 0, behind=self._decoding.behind(size))
+        slow = at_once_seconds == 0
+        self.admission.enter(deadline, slow=slow, behind=self._decoding.behind(size) if slow else 0)
         return Place(self, deadline, size, at_once_seconds)
 
     async def turn(self, place: Place) -> None:
