@@ -91,13 +91,15 @@ class Place:
 
     async def turn(self) -> None:
         """Until the media should be decoded."""
-        await self._batcher.turn(self)
+        await self._batcher.decoding.turn(self)
         self._doing = "was decoded"
 
     def slows(self) -> None:
         """It is to be decoded in a thread after all."""
         self.at_once_seconds = 0.0
-        self._batcher.slows()
+        self._doing = "waited to be decoded"
+        self._batcher.admission.slows()
+        self._batcher.decoding.changed()
 
     async def run(self, samples: Sequence[Sample], *, decode_seconds: float = 0.0) -> Result:
         """Every sample's outputs. All samples have one shape; making them took a thread ``decode_seconds``. Raises what
@@ -179,7 +181,7 @@ class Batcher:
         self._broken, self._max_batch = broken, max_batch
         self._line: Line[Place] = Line()  # of those that are decoded; their work is samples
         self._of_long, self._long_ran = max_batch, 0  # samples of long requests that a batch may have, and the last had
-        self._decoding = Decoding(self._line, self.admission, max_batch=max_batch, decoders=decoders, on_cpu=on_cpu)
+        self.decoding = Decoding(self._line, self.admission, max_batch=max_batch, decoders=decoders, on_cpu=on_cpu)
         self._work = asyncio.Event()
         self._loop = asyncio.create_task(self._serve())
 
@@ -190,15 +192,8 @@ class Batcher:
         Raises ``QueueFull``; ``DeadlineUnmeetable``; ``NotReady`` after the end.
         """
         slow = at_once_seconds == 0
-        self.admission.enter(deadline, slow=slow, behind=self._decoding.behind(size) if slow else 0)
+        self.admission.enter(deadline, slow=slow, behind=self.decoding.behind(size) if slow else 0)
         return Place(self, deadline, size, at_once_seconds)
-
-    async def turn(self, place: Place) -> None:
-        await self._decoding.turn(place)
-
-    def slows(self) -> None:
-        self.admission.slows()
-        self._decoding.changed()
 
     def enqueue(self, place: Place, decode_seconds: float) -> None:
         if self.admission.closed:
@@ -209,7 +204,7 @@ class Batcher:
         self._recount(place)
         self._line.join(place, place.left)
         if place.slow:  # else it takes the room in which it was decoded
-            self._decoding.changed()
+            self.decoding.changed()
         self._work.set()
 
     def release(self, place: Place) -> None:
@@ -218,7 +213,7 @@ class Batcher:
         self._decoded(place)
         place.counted = self.admission.recount(place.counted, 0)
         if gives_room:
-            self._decoding.changed()
+            self.decoding.changed()
 
     async def close(self) -> None:
         """Takes nothing more, refuses what still waits, and lets the batch that runs come back."""
@@ -272,7 +267,7 @@ class Batcher:
                     break
         self._long_ran = self._of_long - of_long
         self._line.served(len(batch))
-        self._decoding.changed()
+        self.decoding.changed()
         return batch
 
     async def _run(self, batch: list[Entry]) -> None:
@@ -291,7 +286,7 @@ class Batcher:
         finally:
             self.admission.running = 0
             self.admission.pace.answered(len(batch), time.monotonic(), came=min(entry.place.came for entry in batch))
-            self._decoding.changed()
+            self.decoding.changed()
 
     def _learn(self, seconds: float, samples: int) -> None:
         """How many samples long requests may add to a batch: twice as many while theirs took less than a moment."""
@@ -305,7 +300,7 @@ class Batcher:
         for place in self._line:
             place.fail(reason)
         self._line.clear()
-        self._decoding.end(reason)
+        self.decoding.end(reason)
 
     def _decoded(self, place: Place) -> None:
         if not place.decoded:

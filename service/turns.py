@@ -19,7 +19,6 @@ class _Turn(Generic[T]):
     work: float
     seconds: float
     number: int  # in the order of coming
-    waits: bool = True
 
 
 class Turns(Generic[T]):
@@ -64,7 +63,6 @@ class Turns(Generic[T]):
     def end(self, reason: Exception) -> None:
         """Nobody who waits gets a turn any more."""
         for turn in self._line:
-            turn.waits = False
             if not turn.come.done():
                 turn.come.set_exception(reason)
         self._line.clear()
@@ -91,7 +89,6 @@ class Turns(Generic[T]):
         return least if self._room(least.item) else None
 
     def _remove(self, turn: _Turn[T], *, served: bool = False) -> None:
-        if turn.waits:
-            turn.waits = False
+        if turn in self._line:
             self._line.leave(turn, served=served)
             del self._least[bisect_left(self._least, (turn.work, turn.number))]

@@ -109,11 +109,17 @@ class Media:
             return [float(outputs[0].flat[0]) for outputs in result.outputs]
 
 
-async def kept_waiting(bench: Bench, count: int, *, quick: bool) -> tuple[Media, "list[asyncio.Task[list[float]]]"]:
-    """So many requests, and an engine that does not come back from its first batch."""
+def held(bench: Bench, *, quick: bool) -> Media:
+    """For an engine that does not come back from its first batch."""
+    bench.engine.gate.clear()
     requests = Media(bench, quick=quick)
     requests.may_decode.set()
-    bench.engine.gate.clear()
+    return requests
+
+
+async def kept_waiting(bench: Bench, count: int, *, quick: bool) -> tuple[Media, "list[asyncio.Task[list[float]]]"]:
+    """So many requests, and an engine that does not come back from its first batch."""
+    requests = held(bench, quick=quick)
     asking = [asyncio.create_task(requests.ask(float(number))) for number in range(count)]
     await many_turns()
     return requests, asking

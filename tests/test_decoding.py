@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from service.errors import DeadlineExceeded, NotReady
-from tests.batching import Make, Media, kept_waiting, many_turns, until
+from tests.batching import Make, Media, held, kept_waiting, many_turns, until
 
 
 @pytest.mark.parametrize("quick", [True, False])
@@ -84,8 +84,7 @@ async def test_on_a_cpu_a_newcomer_is_decoded_though_a_long_request_fills_every_
     make: Make, max_batch: int
 ) -> None:
     bench = await make(max_batch=max_batch, on_cpu=True)
-    requests = Media(bench, quick=True)
-    bench.engine.gate.clear()
+    requests = held(bench, quick=True)
     long = asyncio.create_task(requests.ask(1.0, samples=100))
     await many_turns()
     short = asyncio.create_task(requests.ask(7.0))
@@ -100,8 +99,7 @@ async def test_on_a_cpu_a_newcomer_is_decoded_though_a_long_request_fills_every_
 
 async def test_many_long_requests_that_are_decoded_do_not_hold_up_a_short_one(make: Make) -> None:
     bench = await make(max_batch=2)
-    requests = Media(bench, quick=True)
-    bench.engine.gate.clear()
+    requests = held(bench, quick=True)
     long = [asyncio.create_task(requests.ask(1.0, samples=100)) for _ in range(6)]
     await many_turns()
     short = asyncio.create_task(requests.ask(7.0))
@@ -128,9 +126,7 @@ async def test_closing_refuses_what_waits_to_be_decoded(make: Make) -> None:
 
 async def test_long_media_are_not_decoded_long_before_they_are_needed_but_short_ones_are(make: Make) -> None:
     bench = await make(max_batch=4)
-    requests = Media(bench, quick=False)
-    requests.may_decode.set()
-    bench.engine.gate.clear()
+    requests = held(bench, quick=False)
     long = [asyncio.create_task(requests.ask(float(number), samples=100)) for number in range(20)]
     await many_turns()
     kept = len(requests.decoded)
@@ -147,9 +143,7 @@ async def test_long_media_are_not_decoded_long_before_they_are_needed_but_short_
 @pytest.mark.parametrize("quick", [True, False])
 async def test_of_single_samples_no_more_are_decoded_whatever_their_sizes(make: Make, quick: bool) -> None:
     bench = await make(max_batch=4)
-    requests = Media(bench, quick=quick)
-    requests.may_decode.set()
-    bench.engine.gate.clear()
+    requests = held(bench, quick=quick)
     asking = []
     for number in range(30):
         asking.append(asyncio.create_task(requests.ask(float(number), size=3000 - 100 * number)))
@@ -163,9 +157,7 @@ async def test_of_single_samples_no_more_are_decoded_whatever_their_sizes(make: 
 @pytest.mark.parametrize("quick", [True, False])
 async def test_long_requests_that_wait_to_be_decoded_do_not_hold_up_a_short_one(make: Make, quick: bool) -> None:
     bench = await make(max_batch=2)
-    requests = Media(bench, quick=quick)
-    requests.may_decode.set()
-    bench.engine.gate.clear()
+    requests = held(bench, quick=quick)
     long = [asyncio.create_task(requests.ask(1.0, samples=300)) for _ in range(8)]
     await many_turns()
     assert len(requests.decoded) < 8
@@ -197,8 +189,7 @@ async def test_on_a_cpu_what_is_quick_is_decoded_though_threads_fill_every_batch
 
 async def test_who_goes_leaves_room_to_be_decoded(make: Make) -> None:
     bench = await make(max_batch=2)
-    requests = Media(bench, quick=True)
-    bench.engine.gate.clear()
+    requests = held(bench, quick=True)
     asking = [asyncio.create_task(requests.ask(float(number))) for number in range(5)]
     await many_turns()
     assert requests.decoded == [0.0, 1.0, 2.0, 3.0]
