@@ -63,16 +63,15 @@ class Admission:
         ahead = self._seconds_ahead(behind) if slow else self._seconds_ahead(0, self._others_in_batch())
         same = self.slow if slow else self.undecoded - self.slow  # are decoded: else that pace may be out of date
         own = self.pace.seconds_of_one(slow=slow) if same else self.pace.inference.value
-        needed = _CAUTION * (ahead + own)
-        if self.waiting + self.running > 0 and needed > patience:  # else the pace may be out of date: try
-            raise DeadlineUnmeetable(
-                f"with what is waiting it may take {needed * 1000:.0f} ms; "
-                f"the request may wait {patience * 1000:.0f} ms",
-                retry_after_seconds=self._retry_after_seconds(),
-            )
+        if self._is_too_long(ahead + own, patience):
+            raise self._unmeetable(ahead + own, patience)
         self.undecoded += 1
         self.slow += slow
         self.recount(0, 1)
+
+    def takes(self, patience: float) -> bool:
+        """Whether a request may be let in that will wait for so many seconds: more is known once its body is here."""
+        return self.has_room() and not self._is_too_long(self._seconds_ahead(0), patience)
 
     def has_room(self) -> bool:
         """Whether a request would be let in, if only its deadline were far enough."""
@@ -86,10 +85,12 @@ class Admission:
         """Whether who has a place already may take another one."""
         return self._spare > 0 and self.has_room()
 
-    def refuse(self) -> QueueFull | NotReady:
-        """What a request is told for which there is no room; for a while after it, the queue is kept short."""
+    def refuse(self, patience: float = 0.0) -> DeadlineUnmeetable | NotReady | QueueFull:
+        """What a request is told that is not taken. Where there is no room, the queue is kept short for a while."""
         if self.closed:
             return self.closed
+        if self.has_room():
+            return self._unmeetable(self._seconds_ahead(0), patience)
         self._overloaded_until = self._clock() + _CALM_SECONDS
         return QueueFull(
             f"{self.waiting} samples are waiting, for about {self._seconds_ahead():.1f} s; "
@@ -117,6 +118,17 @@ class Admission:
 
     def close(self, reason: NotReady) -> None:
         self.closed = self.closed or reason
+
+    def _is_too_long(self, seconds: float, patience: float) -> bool:
+        """While nothing is here, the pace may be out of date: try."""
+        return self.waiting + self.running > 0 and _CAUTION * seconds > patience
+
+    def _unmeetable(self, seconds: float, patience: float) -> DeadlineUnmeetable:
+        return DeadlineUnmeetable(
+            f"with what is waiting it may take {_CAUTION * seconds * 1000:.0f} ms; "
+            f"the request may wait {patience * 1000:.0f} ms",
+            retry_after_seconds=self._retry_after_seconds(),
+        )
 
     def _is_full(self) -> bool:
         if self._bound is not None or self.waiting < self._samples:

@@ -280,6 +280,7 @@ def refusal(error: ServiceError, scope: Scope) -> Response:
     headers = {"X-Model": this.model} if this.model else {}
     if error.retry_after_seconds is not None:
         headers["Retry-After"] = str(error.retry_after_seconds)
+        wire.refused(scope)
     if isinstance(error, (BodyTimeout, BodyTooLarge)):
         headers["Connection"] = "close"  # the rest of the body is not wanted
     response = Response(

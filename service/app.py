@@ -131,7 +131,7 @@ class Hosted(bentoml.Service[Any]):  # type: ignore[misc]  # it is untyped
         traces = _traces()
         trace = traces.record if traces else None
         entrance = access.Access(tasks, log=SETTINGS.access_log, closes=CONNECTIONS.closes, trace=trace)
-        wire.use(CONNECTIONS.pass_on, Door(entrance, lambda: API.state.pipeline).turn_away)
+        wire.use(CONNECTIONS.pass_on, Door(entrance, lambda: API.state.pipeline, SETTINGS.timeout_ms).turn_away)
         return entrance
 
 

@@ -1,10 +1,11 @@
-"""Turns away, before anything is made of it, a request for which there is no room.
+"""Turns away, before anything is made of it, a request for which there is no room, or no time.
 
 Under overload they come one by one, between batches that leave no cache warm for them: on the way through ASGI and the
 routes each would take from those who are let in as much as a seventh of an answer. They are told, counted and logged
 like all others.
 """
 
+import re
 from collections.abc import Callable, Sequence
 
 from pydantic_core import to_json
@@ -20,25 +21,33 @@ _HEAD = b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: %d\r\nx-request-id
     b"%b: %b\r\n" % header for header in _SAME_IN_ALL
 )
 
+_TIMEOUT = re.compile(rb"(?:^|&)timeout_ms=([1-9][0-9]{0,8})(?:&|$)")  # what else it may be is told further in
+
 
 class Door:
-    """``access`` records who is turned away; ``pipeline``, once there is one, says who is."""
+    """``access`` records who is turned away; ``pipeline``, once there is one, says who is. Nobody may wait for longer
+    than ``timeout_ms``, but for less if the query says so."""
 
-    def __init__(self, access: Access, pipeline: Callable[[], Pipeline | None]) -> None:
-        self._access, self._pipeline = access, pipeline
+    def __init__(self, access: Access, pipeline: Callable[[], Pipeline | None], timeout_ms: int) -> None:
+        self._access, self._pipeline, self._timeout_ms = access, pipeline, timeout_ms
         self._tasks = {f"/{task}".encode(): task for task in MEDIA_OF_TASK}
 
     def turn_away(
         self, method: bytes, target: bytes, headers: Sequence[tuple[bytes, bytes]]
     ) -> tuple[bytes, bytes] | None:
         """Status line and headers, and the body, that are the answer to this request; None if it may come in."""
-        task = self._tasks.get(target.partition(b"?")[0]) if method == b"POST" else None
+        path, _, query = target.partition(b"?")
+        task = self._tasks.get(path) if method == b"POST" else None
         pipeline = self._pipeline()
-        if task is None or pipeline is None or pipeline.has_room(task):
+        if task is None or pipeline is None:
+            return None
+        stated = _TIMEOUT.search(query)
+        patience = min(int(stated[1]) if stated else self._timeout_ms, self._timeout_ms) / 1000
+        if pipeline.takes(task, patience):
             return None
         if self._access.closes():  # who is to go to another server is told so further in
             return None
-        error = pipeline.refuse(task)  # always 503, as the head says
+        error = pipeline.refuse(task, patience)  # always 503, as the head says
         this = Visit(request_id(headers), f"/{task}", status=error.status, watch=Stopwatch())
         body = to_json(problem(error, this.request_id))
         head = _HEAD % (len(body), this.request_id.encode("ascii"), error.retry_after_seconds or 1)

@@ -18,7 +18,7 @@ from service.decode.audio import decode_audio
 from service.decode.image import Picture, decode_image
 from service.decode.video import decode_video
 from service.engine import CPU
-from service.errors import CorruptMedia, EmptyBody, MediaTooLarge, NotReady, QueueFull
+from service.errors import CorruptMedia, DeadlineUnmeetable, EmptyBody, MediaTooLarge, NotReady, QueueFull
 from service.metrics import ModelSeries
 from service.preprocess import ImageSample, Windows, audio_windows, decoded_shorter_side, image_sample, video_windows
 from service.schemas import (
@@ -97,22 +97,22 @@ class Pipeline:
         }
         self._decoders = {task: workers(count, f"decode-{task}") for task, count in threads.items()}
 
-    def has_room(self, task: str) -> bool:
-        """Whether any model of ``task`` would take a request: else nobody has to read what could not be answered.
-        Where none serves it, that is not for this to say."""
+    def takes(self, task: str, patience: float) -> bool:
+        """Whether any model of ``task`` may answer a request within so many seconds: else nobody has to read it. Where
+        none serves it, that is not for this to say."""
         admissions = self._admissions.get(task)
-        return not admissions or any(admission.has_room() for admission in admissions)
+        return not admissions or any(admission.takes(patience) for admission in admissions)
 
     def has_room_for_more(self, card: ModelCard) -> bool:
         """Whether a request of which ``card``'s model has a file already may bring in another one."""
         return self._batchers[card.key].admission.has_room_for_more()
 
-    def refuse(self, task: str) -> QueueFull | NotReady:
-        """What a request is told for which there is no room."""
+    def refuse(self, task: str, patience: float) -> DeadlineUnmeetable | NotReady | QueueFull:
+        """What a request is told that none of them takes."""
         first, *others = self._admissions[task]
         for admission in others:
-            admission.refuse()
-        return first.refuse()
+            admission.refuse(patience)
+        return first.refuse(patience)
 
     async def answer(
         self,

@@ -17,7 +17,7 @@ class Desk:
         pace = Pace(decoders=2, on_cpu=True)
         pace.inference.add(inference)
         pace.decoded(decoding, slow=True)
-        self.now = 1000.0
+        self.now, self._most = 1000.0, queue_samples or 0
         depth = Gauge("depth", "", registry=None)
         self.admission = Admission(queue_samples, pace, depth, max_batch=max_batch, clock=lambda: self.now)
 
@@ -32,6 +32,14 @@ class Desk:
     def leave(self, requests: int) -> None:
         for _ in range(requests):
             self.admission.recount(1, 0)
+
+    def overflow(self) -> None:
+        """The queue was full a moment ago, and somebody refused."""
+        more = self._most - self.admission.waiting
+        self.enter(more, seconds=1000)
+        with pytest.raises(QueueFull):
+            self.enter()
+        self.leave(more)
 
 
 def test_a_full_queue_refuses_until_one_leaves() -> None:
@@ -111,10 +119,30 @@ def test_under_overload_no_more_waits_than_keeps_the_engine_busy(inference: floa
     desk = Desk(64, inference=inference, max_batch=4)
     desk.enter(waiting)
     assert desk.admission.has_room()
-    desk.admission.refuse()
+    desk.overflow()
     assert desk.admission.has_room() is room
     desk.now += 2.0
     assert desk.admission.has_room()
+
+
+@pytest.mark.parametrize("slow", [False, True])
+def test_of_a_request_that_has_not_come_yet_only_what_is_before_it_is_known(slow: bool) -> None:
+    desk = Desk(64, inference=0.2, decoding=0.1)
+    assert desk.admission.takes(0.001), "while nothing is here, the pace may be out of date"
+    desk.enter(5)
+    assert not desk.admission.takes(1.19)
+    refusal = desk.admission.refuse(1.19)
+    assert isinstance(refusal, DeadlineUnmeetable) and refusal.retry_after_seconds == 1
+    assert "may take 1200 ms; the request may wait 1190 ms" in refusal.detail
+    with pytest.raises(DeadlineUnmeetable):
+        desk.enter(seconds=1.19, slow=slow)
+    assert desk.admission.takes(1.21)
+    with pytest.raises(DeadlineUnmeetable):  # its own sample takes longer than that
+        desk.enter(seconds=1.21, slow=slow)
+    assert desk.admission.has_room(), "it was no overload that would keep the queue short"
+    desk.enter(59, seconds=1000)
+    assert not desk.admission.takes(1000)
+    assert isinstance(desk.admission.refuse(1000), QueueFull)
 
 
 @pytest.mark.parametrize(("waiting", "seconds"), [(2, 0.6), (3, 0.8), (4, 1.6), (5, 1.6), (7, 1.6), (8, 2.4)])
@@ -215,7 +243,7 @@ def test_who_has_a_place_may_take_others_in_half_of_the_queue_unless_it_is_kept_
     assert desk.admission.has_room_for_more()
     desk.enter()
     assert desk.admission.has_room() and not desk.admission.has_room_for_more()
-    desk.admission.refuse()
+    desk.overflow()
     desk.leave(1)  # what waits takes 2.7 seconds
     assert not desk.admission.has_room() and not desk.admission.has_room_for_more()
     desk.leave(1)  # less than two

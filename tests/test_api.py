@@ -16,6 +16,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from service import api, wire
+from service.access import Access, Message, Receive, Scope, Send
+from service.errors import DeadlineExceeded, EmptyBody, QueueFull, ServiceError
 from tests.samples import grey_clip, grey_png, half_red_png, square_wav
 from tests.serving import ROOT, Server
 
@@ -391,6 +394,31 @@ def test_a_full_queue_is_503_with_retry_after(narrow: httpx.Client) -> None:
     for answer in refused:
         _problem(answer, 503, "queue-full")
         assert int(answer.headers["retry-after"]) >= 1
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [(QueueFull("full", retry_after_seconds=1), True), (DeadlineExceeded("late"), False), (EmptyBody(), False)],
+)
+async def test_only_who_is_told_to_come_later_is_read_later(
+    error: ServiceError, told: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scopes: list[object] = []
+    monkeypatch.setattr(wire, "refused", scopes.append)
+
+    async def refuses(scope: Scope, receive: Receive, send: Send) -> None:
+        await api.refusal(error, scope)(scope, receive, send)
+
+    async def receive() -> Message:
+        return {"type": "http.request"}
+
+    async def send(message: Message) -> None:
+        statuses.append(message.get("status"))
+
+    statuses: list[int | None] = []
+    scope = {"type": "http", "method": "POST", "path": "/classify", "headers": []}
+    await Access(refuses, log=False)(scope, receive, send)
+    assert statuses == [error.status, None] and scopes == [scope] * told
 
 
 def test_a_full_queue_is_told_before_the_body_is_sent(narrow_server: Server) -> None:

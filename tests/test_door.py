@@ -1,5 +1,6 @@
 import gc
 import json
+import math
 from collections.abc import Iterator
 from typing import cast
 
@@ -8,22 +9,24 @@ import pytest
 from service import metrics
 from service.access import Access, Scope, Visit
 from service.door import Door
-from service.errors import NotReady, QueueFull
+from service.errors import DeadlineUnmeetable, NotReady, QueueFull, ServiceError
 from service.pipeline import Pipeline
 
 ID = [(b"host", b"there"), (b"x-request-id", b"mine")]
 
 
 class Full:
-    """A pipeline that has no room for pictures."""
+    """A pipeline that has no room for pictures, or takes too long for those who wait for no more than ``seconds``."""
 
-    refusal: QueueFull | NotReady = QueueFull("256 samples are waiting", retry_after_seconds=7)
+    def __init__(self, seconds: float = math.inf) -> None:
+        self.refusal: ServiceError = QueueFull("256 samples are waiting", retry_after_seconds=7)
+        self._seconds = seconds
 
-    def has_room(self, task: str) -> bool:
-        return task != "classify"
+    def takes(self, task: str, patience: float) -> bool:
+        return task != "classify" or patience > self._seconds
 
-    def refuse(self, task: str) -> QueueFull | NotReady:
-        assert task == "classify"
+    def refuse(self, task: str, patience: float) -> ServiceError:
+        assert task == "classify" and patience <= self._seconds
         return self.refusal
 
 
@@ -45,7 +48,7 @@ def access() -> Iterator[Kept]:
 
 
 def _door(access: Access, pipeline: Full | None) -> Door:
-    return Door(access, lambda: cast(Pipeline | None, pipeline))
+    return Door(access, lambda: cast(Pipeline | None, pipeline), timeout_ms=30_000)
 
 
 @pytest.mark.parametrize("target", [b"/classify", b"/classify?top_k=3", b"/classify?"])
@@ -119,6 +122,29 @@ def test_a_service_that_stops_says_so(access: Kept) -> None:
 def test_all_else_comes_in(access: Kept, method: bytes, target: bytes) -> None:
     assert _door(access, Full()).turn_away(method, target, ID) is None
     assert not access.records
+
+
+@pytest.mark.parametrize(
+    ("query", "seconds"),
+    [
+        (b"timeout_ms=1500", 1.5),
+        (b"top_k=3&timeout_ms=1500&model=x", 1.5),
+        (b"", 30),
+        (b"timeout_ms=30000", 30),
+        pytest.param(b"timeout_ms=31000", 30, id="more than is allowed"),
+        pytest.param(b"timeout_ms=0", 30, id="no number of milliseconds"),
+        pytest.param(b"timeout_ms=%31", 30, id="encoded"),
+        pytest.param(b"timeout_ms=" + b"9" * 5000, 30, id="no number of this world"),
+        pytest.param(b"my_timeout_ms=7", 30, id="another parameter"),
+    ],
+)
+def test_who_will_not_wait_for_so_long_is_turned_away(access: Kept, query: bytes, seconds: float) -> None:
+    late, in_time = Full(seconds), Full(seconds - 0.001)
+    late.refusal = DeadlineUnmeetable("it may take 1500 ms", retry_after_seconds=2)
+    target = b"/classify?" + query
+    answer = _door(access, late).turn_away(b"POST", target, ID)
+    assert answer is not None and json.loads(answer[1])["type"] == "/problems/deadline-unmeetable"
+    assert _door(access, in_time).turn_away(b"POST", target, ID) is None
 
 
 def test_before_there_is_a_pipeline_and_while_clients_are_sent_away_all_come_in(access: Kept) -> None:

@@ -27,7 +27,7 @@ LAYERS = [
     {"engine", "repository", "postprocess"},
     {"decode", "preprocess", "schemas", "providers", "buffers"},
     {"cards", "metrics", "turns"},
-    {"errors", "gpu", "handover", "line", "memory", "pace", "stopwatch", "threads"},
+    {"errors", "gpu", "handover", "line", "memory", "pace", "stopwatch", "threads", "throttle"},
 ]
 
 

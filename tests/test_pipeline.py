@@ -14,7 +14,7 @@ from service.catalogue import LoadedModel, load_models
 from service.decode.image import Picture, decode_image
 from service.decode.video import decode_video
 from service.engine import CPU, Engine
-from service.errors import CorruptMedia, QueueFull, ServiceError
+from service.errors import CorruptMedia, DeadlineUnmeetable, QueueFull, ServiceError
 from service.pipeline import Pipeline
 from service.schemas import ClassifyParameters, WindowParameters
 from service.settings import Settings
@@ -90,20 +90,34 @@ async def test_a_task_has_room_until_the_queue_of_every_model_is_full(pipeline: 
     asked = []
     for model in ("second", "first"):
         queue = pipeline._batchers[pipeline.catalogue.find("classify", model).key].admission
-        assert pipeline.has_room("classify")
+        assert pipeline.takes("classify", 20)
         asked.append(ask(model))  # one that runs, and so counts no more
         await _until(queue, running=1, waiting=0)
-        assert pipeline.has_room("classify")
+        assert pipeline.takes("classify", 20)
         asked.append(ask(model))
         await _until(queue, running=1, waiting=1)
-    assert not pipeline.has_room("classify")
-    assert "1 samples are waiting" in pipeline.refuse("classify").detail
-    assert pipeline.has_room("audio")
-    assert pipeline.has_room("video")  # nothing serves it, which is not for this to say
+    assert not pipeline.takes("classify", 20)
+    assert "1 samples are waiting" in pipeline.refuse("classify", 20).detail
+    assert pipeline.takes("audio", 20)
+    assert pipeline.takes("video", 20)  # nothing serves it, which is not for this to say
     for task in asked:
         task.cancel()
     await asyncio.gather(*asked, return_exceptions=True)
-    assert pipeline.has_room("classify")
+    assert pipeline.takes("classify", 20)
+
+
+async def test_a_task_takes_who_may_wait_for_one_of_its_models(pipeline: Pipeline) -> None:
+    first, second = (pipeline._batchers[f"{name}:1"].admission for name in ("first", "second"))
+    for queue in (first, second):
+        queue._samples = 2
+        queue.pace.inference.add(2.0)
+    second.recount(0, 1)
+    assert pipeline.takes("classify", 0.1), "nothing is known to hold up the first"
+    first.recount(0, 1)
+    assert not pipeline.takes("classify", 2.3)
+    assert isinstance(pipeline.refuse("classify", 2.3), DeadlineUnmeetable)
+    assert first.has_room() and second.has_room(), "they were not full"
+    assert pipeline.takes("classify", 2.5)
 
 
 async def test_a_refusal_leaves_nothing_to_the_garbage_collector(pipeline: Pipeline) -> None:

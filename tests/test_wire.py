@@ -223,6 +223,93 @@ async def test_who_was_turned_away_may_ask_again_and_is_let_in_once_there_is_roo
         its.close()  # amid a request that is answered already
 
 
+class Waits:
+    """A throttle by which every refused client has to wait for so long."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds, self.asked = seconds, 0
+
+    def seconds(self) -> float:
+        self.asked += 1
+        return self._seconds
+
+
+def _turn_away(method: bytes, target: bytes, headers: Sequence[tuple[bytes, bytes]]) -> tuple[bytes, bytes] | None:
+    """From /full only."""
+    return (b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n", b"") if target == b"/full" else None
+
+
+async def _refuses(scope: Scope, receive: Receive, send: Send) -> None:
+    """Every request, within."""
+    wire.refused(scope)
+    await _hasty(scope, receive, send)
+
+
+async def _first_answered(*readers: asyncio.StreamReader) -> list[int]:
+    """In which order heads come."""
+    order = list[int]()
+
+    async def head(number: int, reader: asyncio.StreamReader) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        order.append(number)
+
+    await asyncio.gather(*(head(number, reader) for number, reader in enumerate(readers)))
+    return order
+
+
+@pytest.mark.parametrize("app", [_app, _refuses], ids=["at the door", "within"])
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
+def test_who_comes_again_at_once_after_a_refusal_is_heard_after_others(
+    run: Callable[..., None], app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(wire.Protocol, "turns_away", staticmethod(_turn_away))
+    throttle = Waits(2.0)
+    monkeypatch.setattr(wire.Protocol, "refusals", throttle)
+
+    async def client() -> None:
+        async with _serving(wire.Protocol, app) as port, asyncio.timeout(20):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(_post("/full", b"first"))
+            assert (await reader.readuntil(b"\r\n\r\n")).startswith(b"HTTP/1.1 503 "), "at once"
+            writer.write(_post("/full", bytes(100_000)))
+            other, its = await asyncio.open_connection("127.0.0.1", port)
+            await asyncio.sleep(0.2)
+            its.write(_post("/", b""))
+            assert await _first_answered(reader, other) == [1, 0]
+            await asyncio.sleep(0.1)
+            writer.write(_post("/last", b"bye", "Connection: close"))
+            await reader.read()
+            for one in (writer, its):
+                one.close()
+
+    run(client())
+    assert throttle.asked == (2 if app is _app else 4), "for each refusal"
+
+
+async def test_who_is_not_heard_yet_may_leave_or_end_with_the_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire.Protocol, "turns_away", staticmethod(_turn_away))
+    monkeypatch.setattr(wire.Protocol, "refusals", Waits(0.5))
+    complaints = list[object]()
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: complaints.append(context))
+    async with asyncio.timeout(20):
+        async with _serving(wire.Protocol) as port:
+            rests, its = await asyncio.open_connection("127.0.0.1", port)
+            leaves, whose = await asyncio.open_connection("127.0.0.1", port)
+            asks, his = await asyncio.open_connection("127.0.0.1", port)
+            for reader, writer in ((rests, its), (leaves, whose), (asks, his)):
+                writer.write(_post("/full", b""))
+                await reader.readuntil(b"\r\n\r\n")
+            whose.close()
+            his.write(_post("/", b"again"))
+            await asyncio.sleep(0.1)
+        assert await rests.read() == b""
+        assert (await asks.read()).endswith(b"again"), "what was there before the server stopped is answered"
+        await asyncio.sleep(0.6)
+        for writer in (its, his):
+            writer.close()
+    assert not complaints and not wire.Protocol.in_hand
+
+
 async def test_an_answer_in_pieces_is_not_held_back() -> None:
     async with _serving(wire.Protocol) as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -510,6 +597,7 @@ def test_other_servers_do_not_tell_whether_the_client_has_left_or_sent_all() -> 
     assert not wire.whole({}) and not wire.whole({"extensions": {}})
     assert wire.left({"type": "http"}) is None
     assert wire.left({"type": "http", "extensions": {}}) is None
+    wire.refused({"type": "http"})
 
 
 async def test_servers_that_choose_nothing_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
