@@ -110,13 +110,7 @@ def publish_pretrained(
     ``ModelRefused`` where the graph does not answer like PyTorch.
     """
     pretrained = PRETRAINED[name]
-    names = read_categories(categories or CATEGORIES / pretrained.categories)
-    network = build_network(name, read_weights(weights))
-    if (count := _categories_told_apart(network)) != len(names):
-        hint = "" if categories else "; name its own by --categories FILE"
-        raise WeightsError(f"{weights} tells {count} categories apart, {len(names)} are named{hint}")
-    if pretrained.task == "segment" and count > MASK_VALUES:
-        raise WeightsError(f"{weights} tells {count} categories apart, a mask holds at most {MASK_VALUES}")
+    network, names = _network_and_categories(name, weights, categories)
     served = _SERVED[pretrained.task](network, pretrained.mean, pretrained.std).eval()
     shape = _sample_shape(pretrained.preprocess)
     samples = random_pictures(_compared_shape(shape, pretrained.task), sum(PARITY_BATCHES))
@@ -157,6 +151,20 @@ def publish_pretrained(
         card = draft.model_copy(update={"parity": agreed})
         publish(card, graph, repository)
     return card
+
+
+def _network_and_categories(
+    name: str, weights: Path, categories: Path | None
+) -> tuple[torch.nn.Module, tuple[str, ...]]:
+    pretrained = PRETRAINED[name]
+    names = read_categories(categories or CATEGORIES / pretrained.categories)
+    network = build_network(name, read_weights(weights))
+    if (count := _categories_told_apart(network)) != len(names):
+        hint = "" if categories else "; name its own by --categories FILE"
+        raise WeightsError(f"{weights} tells {count} categories apart, {len(names)} are named{hint}")
+    if pretrained.task == "segment" and count > MASK_VALUES:
+        raise WeightsError(f"{weights} tells {count} categories apart, a mask holds at most {MASK_VALUES}")
+    return network, names
 
 
 # --- weights ---

@@ -57,9 +57,9 @@ class Admission:
         Raises what ``refuse`` returns; ``DeadlineUnmeetable`` when what is ahead and its own batch take longer, by
         the pace measured so far.
         """
-        if not self.has_room():
-            raise self.refuse()  # which no variable keeps: it keeps this frame, and both would be garbage
         patience = deadline - self._clock()
+        if not self.has_room():
+            raise self.refuse(patience)  # which no variable keeps: it keeps this frame, and both would be garbage
         ahead = self._seconds_ahead(behind) if slow else self._seconds_ahead(0, self._others_in_batch())
         same = self.slow if slow else self.undecoded - self.slow  # are decoded: else that pace may be out of date
         own = self.pace.seconds_of_one(slow=slow) if same else self.pace.inference.value
@@ -85,7 +85,7 @@ class Admission:
         """Whether who has a place already may take another one."""
         return self._spare > 0 and self.has_room()
 
-    def refuse(self, patience: float = 0.0) -> DeadlineUnmeetable | NotReady | QueueFull:
+    def refuse(self, patience: float) -> DeadlineUnmeetable | NotReady | QueueFull:
         """What a request is told that is not taken. Where there is no room, the queue is kept short for a while."""
         if self.closed:
             return self.closed

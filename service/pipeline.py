@@ -10,7 +10,7 @@ import numpy as np
 
 from service import postprocess
 from service.admission import Admission
-from service.batcher import Batcher, Place, Result
+from service.batcher import Batcher
 from service.cards import AudioPreprocess, ImagePreprocess, ModelCard, Task, VideoPreprocess
 from service.catalogue import Catalogue, LoadedModel
 from service.decode import Limits, audio, cost, mp4, video
@@ -20,6 +20,7 @@ from service.decode.video import decode_video
 from service.engine import CPU
 from service.errors import CorruptMedia, DeadlineUnmeetable, EmptyBody, MediaTooLarge, NotReady, QueueFull
 from service.metrics import ModelSeries
+from service.place import Place, Result
 from service.preprocess import ImageSample, Windows, audio_windows, decoded_shorter_side, image_sample, video_windows
 from service.schemas import (
     ClassifyParameters,

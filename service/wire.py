@@ -91,7 +91,7 @@ class Protocol(HttpToolsProtocol):
     passes_on: PassesOn = staticmethod(lambda transport, received, in_hand: False)
     turns_away: TurnsAway = staticmethod(lambda method, target, headers: None)
     in_hand: ClassVar[set["Protocol"]] = set()  # those whose request is not answered yet, or not even whole
-    refusals: Throttle = Throttle(_REFUSALS_HZ, at_once=_REFUSALS_AT_ONCE, most_seconds=_MOST_SECONDS)
+    refusals: ClassVar[Throttle] = Throttle(_REFUSALS_HZ, at_once=_REFUSALS_AT_ONCE, most_seconds=_MOST_SECONDS)
     left: asyncio.Future[None]  # done when the client has left
 
     def __init__(self, *args: Any, received: bytes = b"", **options: Any) -> None:

@@ -22,6 +22,7 @@ LAYERS = [
     {"catalogue"},
     {"traces"},
     {"batcher", "settings", "access", "connections", "launch", "wire"},
+    {"place"},
     {"decoding"},
     {"admission", "isolation"},
     {"engine", "repository", "postprocess"},
