@@ -7,6 +7,9 @@ each that is woken while the next answer is made takes the core from it.
 Whether the client is still there: ASGI tells it only to who waits for it, which takes a task for every request. And
 whether all of the body is there, so that nobody has to set an alarm before it is read.
 
+A client may send many requests before it reads an answer. Nothing more of it is read before those that have come are
+answered, all but the last: uvicorn reads on whenever somebody asks for a body, though all of it be there.
+
 A connection that is closed for being at rest while a request waits in it, unread, would lose that request: uvloop looks
 at its timers before it reads.
 
@@ -25,6 +28,7 @@ from typing import Any, ClassVar, cast
 
 import uvicorn
 from uvicorn import config
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service.throttle import Throttle
@@ -76,6 +80,18 @@ class Gathered:
         self._held = b""
 
 
+class _Flow(FlowControl):
+    """Reads on only while ``wanted``."""
+
+    def __init__(self, transport: asyncio.Transport, wanted: Callable[[], bool]) -> None:
+        super().__init__(transport)
+        self._wanted = wanted
+
+    def resume_reading(self) -> None:
+        if self._wanted():
+            super().resume_reading()
+
+
 class _Answered:
     """In the place of uvicorn's cycle, for a request that had none."""
 
@@ -103,6 +119,7 @@ class Protocol(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         self.left = self.loop.create_future()
         super().connection_made(cast(asyncio.Transport, Gathered(transport, self._others)))
+        self.flow = _Flow(self.transport, lambda: not self.pipeline)
         self._rest()
         if self._received:
             super().data_received(self._received)
@@ -132,6 +149,8 @@ class Protocol(HttpToolsProtocol):
     def on_response_complete(self) -> None:
         self.in_hand.discard(self)
         super().on_response_complete()
+        if not self.transport.is_closing():
+            self.flow.resume_reading()  # the last of those that have come may not be whole
         if self.refused:
             self.refused = False
             if seconds := self.refusals.seconds():
@@ -160,8 +179,7 @@ class Protocol(HttpToolsProtocol):
         super().on_message_complete()
         self._amid = False
         self.scope["extensions"][_WHOLE] = True  # type: ignore[assignment]
-        if not self.pipeline:  # nobody asks for more of the body, which would go on reading what was paused
-            self.flow.resume_reading()
+        self.flow.resume_reading()  # nobody asks for more of the body, which would go on reading what was paused
 
     def timeout_keep_alive_handler(self) -> None:
         """Where the event loop is late, and not the client, its next request is there, and only unread."""

@@ -15,6 +15,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from service import wire
 from service.access import App, Message, Receive, Scope, Send
+from service.handover import LARGEST
 
 
 class Kept:
@@ -308,6 +309,38 @@ async def test_who_is_not_heard_yet_may_leave_or_end_with_the_server(monkeypatch
         for writer in (its, his):
             writer.close()
     assert not complaints and not wire.Protocol.in_hand
+
+
+@pytest.mark.parametrize("run", [asyncio.run, uvloop.run])
+def test_of_requests_that_are_sent_ahead_only_a_few_are_read_ahead(run: Callable[..., None]) -> None:
+    requests, size = 100, 20_000
+    may_answer, waiting = asyncio.Semaphore(0), list[int]()
+
+    async def counts(scope: Scope, receive: Receive, send: Send) -> None:
+        first = await receive()
+        await may_answer.acquire()
+        waiting.append(len(scope["extensions"][wire._CONNECTION].pipeline))
+
+        async def again() -> Message:
+            return messages.pop() if messages else await receive()
+
+        messages = [first]
+        await _app(scope, again, send)
+
+    async def client() -> None:
+        async with _serving(wire.Protocol, counts) as port, asyncio.timeout(30):
+            reader, writer = await asyncio.open_connection("127.0.0.1", port)
+            writer.write(b"".join(_post("/", b"%6d" % number + bytes(size)) for number in range(requests)))
+            for number in range(requests):
+                await asyncio.sleep(0.005)  # in which more would be read
+                may_answer.release()
+                head = await reader.readuntil(b"\r\n\r\n")
+                assert head.startswith(b"HTTP/1.1 200 OK\r\n")
+                assert await reader.readexactly(6 + size) == b"%6d" % number + bytes(size)
+            writer.close()
+
+    run(client())
+    assert len(waiting) == requests and 0 < max(waiting) <= 2 * LARGEST // size
 
 
 async def test_an_answer_in_pieces_is_not_held_back() -> None:
