@@ -2,7 +2,7 @@
 
 make bench                                                   everything: a few hours
 python -m benchmarks.bench --quick                           everything, too briefly to rely on
-python -m benchmarks.bench --networks resnet20 --only limit starlette convserve mosec --connections 16 64
+python -m benchmarks.bench --networks resnet20 --only starlette convserve mosec --connections 16 64
 python -m benchmarks.bench --scenarios overload --merge      adds to the machine's results
 python -m benchmarks.bench --rounds 0 --merge                draws them again, as after a run that was killed
 python -m benchmarks.bench --networks cifar10 --file photo.png --results elsewhere    as a load of one's own
@@ -25,7 +25,7 @@ from benchmarks.networks import Network
 from benchmarks.report import markdown
 from benchmarks.results import Measurement, Results
 from benchmarks.servers import NotServing
-from benchmarks.throughput import LIMIT, throughput
+from benchmarks.throughput import throughput
 from service.settings import usable_cores
 
 SCENARIOS = {
@@ -65,7 +65,7 @@ def publish(found: Results, folder: Path) -> Path:
 
 
 def options(argv: Sequence[str] | None) -> argparse.Namespace:
-    everyone = [LIMIT, *CONTESTANTS]
+    everyone = [*CONTESTANTS]
     parser = argparse.ArgumentParser(description="Measure the service beside its limit and its peers.")
     parser.add_argument("--only", nargs="+", choices=everyone, default=everyone, metavar="NAME", help=f"of {everyone}")
     parser.add_argument("--networks", nargs="+", choices=networks.names(), default=networks.names(), metavar="NAME")

@@ -11,8 +11,8 @@ import argparse
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +21,7 @@ import psutil
 from benchmarks import networks
 from benchmarks.contestants import CONTESTANTS, CONVSERVE, Contestant, Post
 from benchmarks.environments import install
-from benchmarks.measuring import loaded, started, warm
+from benchmarks.measuring import loaded, started, stopped, warm
 from benchmarks.servers import Server
 from service.settings import usable_cores
 
@@ -60,24 +60,6 @@ def rest(server: Server) -> None:
         time.sleep(_SECONDS_BETWEEN_LOOKS)
         if _busy_seconds(server) - before < _IDLE_SHARE * _SECONDS_BETWEEN_LOOKS:
             return
-
-
-@contextmanager
-def stopped(servers: Sequence[Server]) -> Iterator[None]:
-    """All their processes, until the block ends."""
-    for server in servers:
-        _signal(server, psutil.Process.suspend)
-    try:
-        yield
-    finally:
-        for server in servers:
-            _signal(server, psutil.Process.resume)
-
-
-def _signal(server: Server, send: Callable[[psutil.Process], None]) -> None:
-    for process in server.processes():
-        with suppress(psutil.NoSuchProcess):
-            send(process)
 
 
 def _busy_seconds(server: Server) -> float:

@@ -1,4 +1,4 @@
-"""Results -> a chart: requests per second of everyone, a panel each network, the limit as a line."""
+"""Results -> a chart: what everyone serves as a share of the limit, a panel each network."""
 
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,6 @@ from matplotlib.figure import Figure
 
 from benchmarks.contestants import CONTESTANTS, CONVSERVE, STARLETTE
 from benchmarks.results import Key, Results
-from benchmarks.throughput import LIMIT
 
 _BLUE, _SKY, _GREY, _INK = "#0072B2", "#56B4E9", "#bbbbbb", "#222222"
 _CONNECTIONS = (64, 16)  # the first of which there are figures
@@ -18,8 +17,8 @@ _STYLE: Any = {"font.size": 9, "axes.spines.top": False, "axes.spines.right": Fa
 
 
 def draw(results: Results, path: Path) -> None:
-    rates = results.spreads("requests_per_second")
-    served = [key for key in rates if key.scenario == "throughput"]
+    shares = results.spreads("share_of_limit")
+    served = [key for key in shares if key.scenario == "throughput"]
     networks = list(dict.fromkeys(key.network for key in served)) or ["nothing measured"]
     count = next((count for count in _CONNECTIONS if any(key.connections == count for key in served)), 1)
     columns = min(_COLUMNS, len(networks))
@@ -27,7 +26,7 @@ def draw(results: Results, path: Path) -> None:
     height = rows * (_HEAD + _ROW * max(1, len({key.contestant for key in served}))) + 0.4
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(_WIDTH, height), layout="constrained", dpi=150)
-        figure.suptitle(f"requests per second, {count} connections, {results.machine['cores']} CPU cores")
+        figure.suptitle(f"served ÷ limit, {count} connections, {results.machine['cores']} CPU cores")
         for place, network in enumerate(networks):
             _panel(figure.add_subplot(rows, columns, place + 1), results, network, count)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -35,8 +34,8 @@ def draw(results: Results, path: Path) -> None:
 
 
 def _panel(axes: Axes, results: Results, network: str, count: int) -> None:
-    rates = results.spreads("requests_per_second")
-    found = {name: rates[key] for name in CONTESTANTS if (key := Key("throughput", name, network, count)) in rates}
+    shares = results.spreads("share_of_limit")
+    found = {name: shares[key] for name in CONTESTANTS if (key := Key("throughput", name, network, count)) in shares}
     names = sorted(found, key=lambda name: found[name].median)
     colours = {CONVSERVE.name: _BLUE, STARLETTE.name: _SKY}
     axes.barh(
@@ -50,8 +49,4 @@ def _panel(axes: Axes, results: Results, network: str, count: int) -> None:
         error_kw={"ecolor": _INK, "elinewidth": 0.8},
     )
     axes.set_title(network, loc="left")
-    if (limit := rates.get(Key("throughput", LIMIT, network, 0))) is not None:
-        axes.axvline(limit.median, color=_INK, linestyle="--", linewidth=1)
-        axes.annotate(
-            "limit", (limit.median, 1.0), xycoords=("data", "axes fraction"), ha="right", va="top", rotation=90
-        )
+    axes.axvline(1.0, color=_INK, linestyle="--", linewidth=1)

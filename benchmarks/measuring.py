@@ -4,8 +4,8 @@ import math
 import re
 import time
 import urllib.request
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 
 import psutil
@@ -54,6 +54,24 @@ def loaded(server: Server, post: Post, connections: int, seconds: int) -> dict[s
     samples, batches = (after - first for after, first in zip(batches_so_far(server), before, strict=True))
     values = vars(done) | ({"batch": samples / batches} if batches else {})
     return {name: value for name, value in values.items() if math.isfinite(value)}
+
+
+@contextmanager
+def stopped(servers: Sequence[Server]) -> Iterator[None]:
+    """All their processes, until the block ends."""
+    for server in servers:
+        _signal(server, psutil.Process.suspend)
+    try:
+        yield
+    finally:
+        for server in servers:
+            _signal(server, psutil.Process.resume)
+
+
+def _signal(server: Server, send: Callable[[psutil.Process], None]) -> None:
+    for process in server.processes():
+        with suppress(psutil.NoSuchProcess):
+            send(process)
 
 
 def batches_so_far(server: Server) -> tuple[float, float]:

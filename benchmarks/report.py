@@ -1,5 +1,6 @@
 """Results -> Markdown: what was to be reached, then every figure, as median (lowest to highest of the rounds)."""
 
+import statistics
 from collections.abc import Iterable, Iterator, Sequence
 
 from benchmarks.contestants import CONTESTANTS
@@ -7,13 +8,16 @@ from benchmarks.goals import Goal, goals
 from benchmarks.results import Key, Results, Spread
 
 _METHOD = """\
-`limit` is decoding, preprocessing and the ONNX session in as many processes as cores, at the batch size that gives
-most here: no HTTP, no answer. `starlette` is bare uvicorn and Starlette with a minimal batcher. All run the same code
-between the bytes and the answer (`benchmarks/stages.py`), the same graph, and one ONNX Runtime thread in each of as
-many workers as cores, and must answer as the service does before they are measured; what differs is HTTP, queueing and
-batching. One server runs at a time, on all cores, beside its load (wrk, one thread), so that the load's share of the
-machine is in every figure but the limit's. The service logs each request, as it does by default. wrk's percentiles are
-corrected for coordinated omission. Medians over the rounds, in brackets the lowest and the highest."""
+The limit is decoding, preprocessing and the ONNX session in as many processes as cores, at the batch size that gives
+most here: no HTTP, no answer. It is measured before and after each load, as a shared machine may do twice as much in
+one minute as in the next; what is compared is not requests/s but their share of what the limit was then, and latencies
+as how many the limit would have done meanwhile. `starlette` is bare uvicorn and Starlette with a minimal batcher. All
+run the same code between the bytes and the answer (`benchmarks/stages.py`), the same graph, and one ONNX Runtime
+thread in each of as many workers as cores, and must answer as the service does before they are measured; what differs
+is HTTP, queueing and batching. One server runs at a time, on all cores, beside its load (wrk, one thread), so that the
+load's part of the machine is in every figure but the limit's. The service logs each request, as it does by default.
+wrk's percentiles are corrected for coordinated omission. Medians over the rounds, in brackets the lowest and the
+highest."""
 
 
 def markdown(results: Results, chart: str) -> str:
@@ -28,7 +32,7 @@ def markdown(results: Results, chart: str) -> str:
         table(("", "measured", "must", "aim", "reached"), (_goal(goal) for goal in goals(results))),
     ]
     for network in _networks(results, "throughput"):
-        parts += [f"## {network}", _throughput(results, network)]
+        parts += [f"## {network}", _limit(results, network), _throughput(results, network)]
     for scenario, title in (
         ("start", "## Start and memory"),
         ("mixed", "## Two classes of requests at once"),
@@ -74,31 +78,40 @@ def _networks(results: Results, scenario: str) -> list[str]:
 
 def _throughput(results: Results, network: str) -> str:
     """A row each, the fastest first."""
-    rates, p50, p99, batch, held, failed = (
-        results.spreads(name) for name in ("requests_per_second", "p50_ms", "p99_ms", "batch", "all_pss_mb", "failed")
+    rates, shares, p50, p99, batch, held, failed = (
+        results.spreads(name)
+        for name in ("requests_per_second", "share_of_limit", "p50_ms", "p99_ms", "batch", "all_pss_mb", "failed")
     )
     keys = [key for key in rates if key.scenario == "throughput" and key.network == network]
-    counts = sorted({key.connections for key in keys if key.connections}) or [1]  # where there is the limit alone
+    counts = sorted({key.connections for key in keys})
     best: dict[str, float] = {}
     for key in keys:
-        best[key.contestant] = max(best.get(key.contestant, 0.0), rates[key].median)
-    head = ["", *(f"requests/s at {count}" for count in counts), *(f"p50, p99 ms at {count}" for count in counts)]
-    head += ["batch", "memory MB"]
+        best[key.contestant] = max(best.get(key.contestant, 0.0), shares[key].median)
+    head = ["", *(f"÷ limit at {count}" for count in counts), *(f"requests/s at {count}" for count in counts)]
+    head += [*(f"p50, p99 ms at {count}" for count in counts), "batch", "memory MB"]
     rows = []
     for contestant in sorted(best, key=lambda name: -best[name]):
         of = [Key("throughput", contestant, network, count) for count in counts]
-        alone = Key("throughput", contestant, network, 0)  # the limit has no connections
-        row = [_label(contestant), *(spread(rates.get(key)) for key in of)]
-        for place, key in enumerate(of, 1):
-            if key in failed and failed[key].high:
-                row[place] += f", up to {failed[key].high:.0f} failed"
-        if alone in rates:
-            row[1] = f"{spread(rates[alone])}, without connections"
-        latencies = (f"{number(p50[key].median)}, {number(p99[key].median)}" if key in p50 else "" for key in of)
-        last = max((key for key in (alone, *of) if key in rates), key=lambda key: key.connections)
-        row += [*latencies, *(number(values[last].median) if last in values else "" for values in (batch, held))]
+        row = [_label(contestant), *(spread(shares.get(key)) for key in of)]
+        for key in of:
+            fails = f", up to {failed[key].high:.0f} failed" if key in failed and failed[key].high else ""
+            row.append(f"{number(rates[key].median)}{fails}" if key in rates else "")
+        row += [f"{number(p50[key].median)}, {number(p99[key].median)}" if key in p50 else "" for key in of]
+        last = max((key for key in of if key in rates), key=lambda key: key.connections)
+        row += [number(values[last].median) if last in values else "" for values in (batch, held)]
         rows.append(row)
     return table(head, rows)
+
+
+def _limit(results: Results, network: str) -> str:
+    """Over all loads of ``network``."""
+    found = [one.values for one in results.measurements if (one.scenario, one.network) == ("throughput", network)]
+    rates = [values["limit_per_second"] for values in found if "limit_per_second" in values]
+    if not rates:
+        return "The limit could not be measured."
+    batches = sorted({round(values["limit_batch"]) for values in found if "limit_batch" in values})
+    told = spread(Spread(statistics.median(rates), min(rates), max(rates)))
+    return f"Limit: {told} requests/s, in batches of {' or '.join(map(str, batches))}."
 
 
 def _values(results: Results, scenario: str) -> Iterator[tuple[str, str, str]]:

@@ -1,22 +1,26 @@
-"""Everyone in turn: the limit, the service, bare Starlette and the peers, on each network, by number of connections.
+"""Everyone in turn: the service, bare Starlette and the peers, on each network, by number of connections.
 
 In each round every contestant is started afresh, must answer right, and is warmed before it is measured; one runs at a
 time, on all cores, beside wrk. Who comes first changes from round to round.
+
+A shared machine may do twice as much in one minute as in the next. So what the limit does is measured right before and
+right after each load, and what was served then is compared with that.
 
 Answers come batch by batch, and what is amid a batch at the end is not counted: of a slow network a few seconds say
 little, and less than they should.
 """
 
 import math
-import tempfile
-from collections.abc import Iterator
+import statistics
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from pathlib import Path
 
-from benchmarks import limit, load
+from benchmarks import limit
 from benchmarks.contestants import CONTESTANTS, Contestant
 from benchmarks.environments import NotInstalled, install
-from benchmarks.measuring import Plan, loaded, memory, started, warm
+from benchmarks.limit import Limit, LimitError
+from benchmarks.load import LoadError
+from benchmarks.measuring import Plan, loaded, memory, started, stopped, warm
 from benchmarks.networks import Network
 from benchmarks.results import Measurement
 from benchmarks.servers import NotServing
@@ -24,28 +28,27 @@ from benchmarks.stages import Stages
 
 LIMIT = "limit"
 _LOOK_SECONDS = 1.0  # at how long an answer takes
+_LIMIT_SHARE = 0.25  # of a load's time, before it and after it
 PEER_CONNECTIONS = 64  # what peers do with more is not asked
 
 
 def throughput(plan: Plan) -> Iterator[Measurement]:
-    batches: dict[str, int] = {}
     plans = {network.name: replace(plan, seconds=_seconds(plan, network)) for network in plan.networks}
+    batches: dict[str, int] = {}
     given_up: set[tuple[str, str]] = set()
     for number in range(plan.rounds):
         turn = number % len(plan.contestants)
+        names = [*plan.contestants[turn:], *plan.contestants[:turn]]
         for network in plan.networks:
-            for name in [*plan.contestants[turn:], *plan.contestants[:turn]]:
-                if (name, network.name) in given_up:
-                    continue
-                blank = Measurement("throughput", name, network.name, round=number)
-                try:
-                    if name == LIMIT:
-                        yield replace(blank, values=_limit(plans[network.name], network, batches))
-                    else:
-                        yield from _served(plans[network.name], CONTESTANTS[name], network, blank)
-                except (NotInstalled, NotServing, load.LoadError, limit.LimitError, OSError) as error:
-                    given_up.add((name, network.name))
-                    yield replace(blank, problem=str(error))
+            blanks = [
+                Measurement("throughput", name, network.name, round=number)
+                for name in names
+                if (name, network.name) not in given_up
+            ]
+            for measurement in _round(plans[network.name], network, blanks, batches):
+                if measurement.problem:
+                    given_up.add((measurement.contestant, network.name))
+                yield measurement
 
 
 def _seconds(plan: Plan, network: Network) -> int:
@@ -54,24 +57,52 @@ def _seconds(plan: Plan, network: Network) -> int:
     return max(plan.seconds, math.ceil(plan.answers * took / done / plan.cores))
 
 
-def _limit(plan: Plan, network: Network, batches: dict[str, int]) -> dict[str, float]:
-    with tempfile.NamedTemporaryFile() as file:
-        Path(file.name).write_bytes(network.body)
-        what = (network.folder, Path(file.name))
-        if network.name not in batches:
-            batches[network.name] = limit.best_batch(*what, processes=plan.cores, seconds=plan.seconds / 4)
-        batch = batches[network.name]
-        rate = limit.measure(*what, processes=plan.cores, batch=batch, seconds=plan.seconds)
-    return {"requests_per_second": rate, "batch": batch}
+def _round(plan: Plan, network: Network, blanks: list[Measurement], batches: dict[str, int]) -> Iterator[Measurement]:
+    """Of one network; ``batches`` has, and is given, the limit's batch size for each."""
+    seconds = plan.seconds * _LIMIT_SHARE
+    try:
+        with Limit(network.folder, network.body, processes=plan.cores) as alone:
+            if network.name not in batches:
+                batches[network.name] = alone.best_batch(seconds=seconds)
+
+            def limit_hz() -> float:
+                return alone.requests_per_second(batch=batches[network.name], seconds=seconds)
+
+            for blank in blanks:
+                try:
+                    for measurement in _served(plan, CONTESTANTS[blank.contestant], network, blank, limit_hz):
+                        values = {**measurement.values, "limit_batch": batches[network.name]}
+                        yield replace(measurement, values=values)
+                except (NotInstalled, NotServing, LoadError, OSError) as error:
+                    yield replace(blank, problem=str(error))
+    except LimitError as error:
+        yield Measurement("throughput", LIMIT, network.name, problem=str(error))
 
 
-def _served(plan: Plan, contestant: Contestant, network: Network, blank: Measurement) -> Iterator[Measurement]:
+def _served(
+    plan: Plan, contestant: Contestant, network: Network, blank: Measurement, limit_hz: Callable[[], float]
+) -> Iterator[Measurement]:
     install(contestant)
     with started(contestant, network, plan.cores) as server:
         post = contestant.post(network)
         warm(server, post)
+        with stopped([server]):
+            before = limit_hz()
         for connections in plan.connections:
             if contestant.requires and connections > PEER_CONNECTIONS:
                 continue
             values = loaded(server, post, connections, plan.seconds)
-            yield replace(blank, connections=connections, values=values | memory(server, plan.cores))
+            with stopped([server]):
+                after = limit_hz()
+            values |= memory(server, plan.cores) | against(statistics.mean((before, after)), values)
+            yield replace(blank, connections=connections, values=values)
+            before = after
+
+
+def against(limit_hz: float, values: Mapping[str, float]) -> dict[str, float]:
+    """What was served, and how long it took, by what the limit did about then: as a share of its rate, and as how many
+    it would have done meanwhile."""
+    latencies = {
+        f"{name}_of_limit": values[f"{name}_ms"] / 1000 * limit_hz for name in ("p50", "p99") if f"{name}_ms" in values
+    }
+    return {"limit_per_second": limit_hz, "share_of_limit": values["requests_per_second"] / limit_hz, **latencies}

@@ -10,7 +10,7 @@ from typing import Any, cast
 import psutil
 import pytest
 
-from benchmarks import beside
+from benchmarks import beside, measuring
 from benchmarks.contestants import CONTESTANTS, Post
 from benchmarks.networks import Network
 from benchmarks.servers import NotServing, Server, free_ports, serving
@@ -88,7 +88,7 @@ def test_who_is_not_asked_does_nothing_and_goes_on_afterwards() -> None:
         until = time.monotonic() + 20
         while not both_ran_since([0.0, 0.0]) and time.monotonic() < until:
             time.sleep(0.01)
-        with beside.stopped([server]):
+        with measuring.stopped([server]):
             time.sleep(0.1)  # until the signals have arrived
             before = spent()
             time.sleep(0.5)

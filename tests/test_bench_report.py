@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import bench, results
+from benchmarks import bench, results, throughput
 from benchmarks.chart import draw
 from benchmarks.goals import Goal, goals
 from benchmarks.measuring import Plan
@@ -20,19 +20,23 @@ RUNS = {"then": {"command": "bench", "commit": "abc", "settings": "the defaults"
 def served(
     contestant: str, connections: int, *rates: float, network: str = "resnet20", **values: float
 ) -> list[Measurement]:
-    """A measurement a round."""
+    """A measurement a round, each beside a limit of its own, which is in none of the values as they are given."""
     return [
-        Measurement(
-            "throughput", contestant, network, connections, number, {"requests_per_second": rate, **values}, run="then"
-        )
-        for number, rate in enumerate(rates)
+        Measurement("throughput", contestant, network, connections, number, beside(limit, rate, values), run="then")
+        for number, (limit, rate) in enumerate(zip((1000, 2000, 500), rates, strict=False))
     ]
+
+
+def beside(limit: float, rate: float, values: dict[str, float]) -> dict[str, float]:
+    """On a machine that is as fast as the ``limit`` says; ``rate`` and latencies are what they would be at 1000."""
+    at_speed = {name: value * 1000 / limit if name.endswith("_ms") else value for name, value in values.items()}
+    found = {"requests_per_second": rate * limit / 1000, **at_speed}
+    return found | throughput.against(limit, found) | {"limit_batch": 8}
 
 
 @pytest.fixture
 def found() -> Results:
     measurements = [
-        *served("limit", 0, 1000, 1010, 990),
         *served("convserve", 64, 790, 800, 870, p50_ms=70, p99_ms=90),
         *served("starlette", 64, 820, 800, 780, p50_ms=70, p99_ms=95),
         *served("mosec", 64, 500, 600, 640, p50_ms=100, p99_ms=120),
@@ -49,7 +53,8 @@ def found() -> Results:
 
 
 def test_a_median_stands_between_the_extremes_of_its_rounds(found: Results) -> None:
-    assert found.spreads("requests_per_second")[Key("throughput", "convserve", "resnet20", 64)] == Spread(800, 790, 870)
+    shares = found.spreads("share_of_limit")[Key("throughput", "convserve", "resnet20", 64)]
+    assert shares == pytest.approx(Spread(0.8, 0.79, 0.87))
 
 
 @pytest.mark.parametrize(
@@ -88,19 +93,20 @@ def test_results_survive_being_written(found: Results, tmp_path: Path) -> None:
 def test_merging_replaces_what_was_measured_again_and_keeps_the_rest(found: Results) -> None:
     newer = Results(MACHINE, {"now": RUNS["then"]}, [replace(one, run="now") for one in served("mosec", 64, 700)])
     merged = found.merged(newer)
-    rates = merged.spreads("requests_per_second")
-    assert rates[Key("throughput", "mosec", "resnet20", 64)] == Spread(700, 700, 700)
-    assert rates[Key("throughput", "litserve", "resnet20", 64)].median == 310
+    shares = merged.spreads("share_of_limit")
+    assert shares[Key("throughput", "mosec", "resnet20", 64)] == Spread(0.7, 0.7, 0.7)
+    assert shares[Key("throughput", "litserve", "resnet20", 64)].median == 0.31
     assert list(merged.runs) == ["then", "now"]
     assert list(newer.merged(replace(newer, runs={"later": {}}, measurements=[])).runs) == ["now"]
 
 
 def test_the_report_names_everyone_the_fastest_first_and_what_failed(found: Results) -> None:
     lines = markdown(found, chart="cpu-2.png").splitlines()
-    rows = [line.split(" | ") for line in lines if line.startswith(("| limit", "| convserve", "| mosec", "| litserve"))]
-    assert [row[0] for row in rows] == ["| limit", "| convserve", "| mosec 0.9.8", "| litserve 0.2.19"]
-    assert rows[1][1:3] == ["300", "800 (790 to 870)"]
-    assert rows[3][2] == "310 (300 to 400), up to 7 failed"
+    rows = [line.split(" | ") for line in lines if line.startswith(("| convserve", "| starlette", "| mosec", "| lits"))]
+    assert [row[0] for row in rows] == ["| convserve", "| starlette", "| mosec 0.9.8", "| litserve 0.2.19"]
+    assert rows[0][1:5] == ["0.300", "0.800 (0.790 to 0.870)", "300", "790"]
+    assert rows[3][4] == "300, up to 7 failed"
+    assert "Limit: 1,000 (500 to 2,000) requests/s, in batches of 8." in lines
     assert "| nvidia-pytriton 0.7.0 | resnet20 | it / ended with 1 |" in lines
     assert any("commit abc, settings the defaults: `bench`; numpy 2" in line for line in lines)
 
@@ -164,11 +170,11 @@ def test_a_run_that_is_killed_leaves_what_it_had_measured_to_be_drawn(rates: lis
     bench.main([*options, "--rounds", "0", "--merge"])
     held = results.read(tmp_path / "cpu-2.json")
     assert list(held.spreads("requests_per_second").values()) == [Spread(750, 700, 800)]
-    assert "750 (700 to 800)" in (tmp_path / "cpu-2.md").read_text()
+    assert "| 0.750 (0.700 to 0.800) | 750 |" in (tmp_path / "cpu-2.md").read_text()
 
 
 def test_what_another_processor_did_is_not_merged_with(rates: list[float], tmp_path: Path) -> None:
-    bench.publish(Results({**MACHINE, "processor": "a slide rule"}, {}, served("limit", 0, 1)), tmp_path)
+    bench.publish(Results({**MACHINE, "processor": "a slide rule"}, {}, served("mosec", 64, 1)), tmp_path)
     before = (tmp_path / "cpu-2.json").read_bytes()
     rates += [700]
     with pytest.raises(SystemExit, match="a slide rule"):
@@ -176,14 +182,16 @@ def test_what_another_processor_did_is_not_merged_with(rates: list[float], tmp_p
     assert (tmp_path / "cpu-2.json").read_bytes() == before
 
 
-def test_the_limit_alone_is_a_table_too() -> None:
-    text = markdown(Results(MACHINE, RUNS, served("limit", 0, 1000)), "chart.png")
-    assert "| limit | 1,000, without connections |" in text
+def test_where_the_limit_failed_the_report_says_so() -> None:
+    failed = Measurement("throughput", "limit", "resnet20", problem="no memory", run="then")
+    text = markdown(Results(MACHINE, RUNS, [failed]), "chart.png")
+    assert "The limit could not be measured." in text
+    assert "| limit | resnet20 | no memory |" in text
 
 
 def test_quick_is_one_round() -> None:
-    chosen = bench.options(["--quick", "--networks", "resnet20", "--only", "limit", "mosec"])
-    assert (chosen.rounds, chosen.only, chosen.networks) == (1, ["limit", "mosec"], ["resnet20"])
+    chosen = bench.options(["--quick", "--networks", "resnet20", "--only", "starlette", "mosec"])
+    assert (chosen.rounds, chosen.only, chosen.networks) == (1, ["starlette", "mosec"], ["resnet20"])
     assert chosen.answers == 0, "or slow networks would not be quick"
 
 
