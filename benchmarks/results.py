@@ -67,8 +67,9 @@ class Results:
         return {key: Spread(statistics.median(of), min(of), max(of)) for key, of in found.items()}
 
     def merged(self, newer: "Results") -> "Results":
-        """With what was measured again replaced."""
+        """With what was measured again replaced; so is a problem, which knows no connections."""
         again = {measurement.key for measurement in newer.measurements}
+        again |= {key._replace(connections=0) for key in again}
         kept = [measurement for measurement in self.measurements if measurement.key not in again]
         measurements = [*kept, *newer.measurements]
         runs = {**self.runs, **newer.runs}

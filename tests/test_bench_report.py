@@ -100,6 +100,12 @@ def test_merging_replaces_what_was_measured_again_and_keeps_the_rest(found: Resu
     assert list(newer.merged(replace(newer, runs={"later": {}}, measurements=[])).runs) == ["now"]
 
 
+def test_a_problem_is_over_once_something_was_measured(found: Results) -> None:
+    assert any(one.problem for one in found.measurements)
+    merged = found.merged(Results(MACHINE, RUNS, served("pytriton", 64, 700)))
+    assert not any(one.problem for one in merged.measurements)
+
+
 def test_the_report_names_everyone_the_fastest_first_and_what_failed(found: Results) -> None:
     lines = markdown(found, chart="cpu-2.png").splitlines()
     rows = [line.split(" | ") for line in lines if line.startswith(("| convserve", "| starlette", "| mosec", "| lits"))]
