@@ -26,7 +26,7 @@ def markdown(results: Results, chart: str) -> str:
         f"# The service, its limit and its peers on {machine['cores']} CPU cores",
         f"{machine['processor']}, {machine['system']}, Python {machine['python']}.",
         "\n".join(_runs(results)),
-        f"![requests per second]({chart})",
+        f"![served over the limit]({chart})",
         _METHOD,
         "## What is to be reached",
         table(("", "measured", "must", "aim", "reached"), (_goal(goal) for goal in goals(results))),
