@@ -65,7 +65,7 @@ def publish(found: Results, folder: Path) -> Path:
 
 
 def options(argv: Sequence[str] | None) -> argparse.Namespace:
-    everyone = [*CONTESTANTS]
+    everyone = list(CONTESTANTS)
     parser = argparse.ArgumentParser(description="Measure the service beside its limit and its peers.")
     parser.add_argument("--only", nargs="+", choices=everyone, default=everyone, metavar="NAME", help=f"of {everyone}")
     parser.add_argument("--networks", nargs="+", choices=networks.names(), default=networks.names(), metavar="NAME")

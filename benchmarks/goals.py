@@ -7,9 +7,8 @@ from benchmarks.contestants import CONVSERVE, PEERS, STARLETTE
 from benchmarks.results import Key, Results, Spread
 
 SERVING, COMPUTING = "resnet20", "resnet50"  # networks that show what serving costs, and what computing costs
-_RATE = (
-    "share_of_limit"  # for rates that are compared: the limit was measured with each, and the machine's speed changes
-)
+# What is compared in place of requests/s: the machine's speed changes, and the limit was measured beside each of them.
+_RATE = "share_of_limit"
 _MODELS = ("cifar10", "camvid", "digits", "camera-motion", COMPUTING)
 
 

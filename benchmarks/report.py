@@ -82,7 +82,7 @@ def _throughput(results: Results, network: str) -> str:
         results.spreads(name)
         for name in ("requests_per_second", "share_of_limit", "p50_ms", "p99_ms", "batch", "all_pss_mb", "failed")
     )
-    keys = [key for key in rates if key.scenario == "throughput" and key.network == network]
+    keys = [key for key in shares if key.scenario == "throughput" and key.network == network]
     counts = sorted({key.connections for key in keys})
     best: dict[str, float] = {}
     for key in keys:

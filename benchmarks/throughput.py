@@ -10,6 +10,7 @@ Answers come batch by batch, and what is amid a batch at the end is not counted:
 little, and less than they should.
 """
 
+import functools
 import math
 import statistics
 from collections.abc import Callable, Iterator, Mapping
@@ -26,7 +27,7 @@ from benchmarks.results import Measurement
 from benchmarks.servers import NotServing
 from benchmarks.stages import Stages
 
-LIMIT = "limit"
+_LIMIT = "limit"  # in the place of a contestant, where it fails
 _LOOK_SECONDS = 1.0  # at how long an answer takes
 _LIMIT_SHARE = 0.25  # of a load's time, before it and after it
 PEER_CONNECTIONS = 64  # what peers do with more is not asked
@@ -62,21 +63,17 @@ def _round(plan: Plan, network: Network, blanks: list[Measurement], batches: dic
     seconds = plan.seconds * _LIMIT_SHARE
     try:
         with Limit(network.folder, network.body, processes=plan.cores) as alone:
-            if network.name not in batches:
-                batches[network.name] = alone.best_batch(seconds=seconds)
-
-            def limit_hz() -> float:
-                return alone.requests_per_second(batch=batches[network.name], seconds=seconds)
-
+            batch = batches.get(network.name) or alone.best_batch(seconds=seconds)
+            batches[network.name] = batch
+            limit_hz = functools.partial(alone.requests_per_second, batch=batch, seconds=seconds)
             for blank in blanks:
                 try:
                     for measurement in _served(plan, CONTESTANTS[blank.contestant], network, blank, limit_hz):
-                        values = {**measurement.values, "limit_batch": batches[network.name]}
-                        yield replace(measurement, values=values)
+                        yield replace(measurement, values={**measurement.values, "limit_batch": batch})
                 except (NotInstalled, NotServing, LoadError, OSError) as error:
                     yield replace(blank, problem=str(error))
     except LimitError as error:
-        yield Measurement("throughput", LIMIT, network.name, problem=str(error))
+        yield Measurement("throughput", _LIMIT, network.name, problem=str(error))
 
 
 def _served(

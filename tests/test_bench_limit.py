@@ -61,7 +61,7 @@ class Server:
 @pytest.fixture
 def lasted(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, float]]:
     """Who was at work, in order, for how many seconds: contestants serve 30 a second; the limit does 50, then 70, then
-    110, and so on."""
+    90, and so on."""
     work: list[tuple[str, float]] = []
     speeds = iter(range(50, 1000, 20))
 
