@@ -54,7 +54,8 @@ def stages_require() -> tuple[str, ...]:
     """What decodes and computes, in the same versions as here; ONNX Runtime may be installed as either of two."""
     installed = {distribution.name.lower(): distribution.version for distribution in importlib.metadata.distributions()}
     runtime = installed.get("onnxruntime") or installed["onnxruntime-gpu"]
-    return (f"onnxruntime=={runtime}", f"pillow=={installed['pillow']}", f"av=={installed['av']}", "pydantic>=2.11")
+    same = [f"{name}=={installed[name]}" for name in ("pillow", "av", "zlib-ng")]
+    return (f"onnxruntime=={runtime}", *same, "pydantic>=2.11")
 
 
 def _raw(path: str) -> Callable[[Network], Post]:

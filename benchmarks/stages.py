@@ -1,7 +1,7 @@
 """bytes -> samples -> outputs -> answer, by the service's own code: what every contestant runs, inside of its own
 HTTP and its own batching. The limit runs it without either.
 
-It needs numpy, Pillow, PyAV, pydantic and ONNX Runtime, so that it runs in the peers' environments as well.
+It needs numpy, Pillow, PyAV, zlib-ng, pydantic and ONNX Runtime, so that it runs in the peers' environments as well.
 """
 
 import os

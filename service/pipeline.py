@@ -294,4 +294,4 @@ async def _inferred(place: Place, samples: list[np.ndarray], watch: Stopwatch, *
 
 def _rows(result: Result) -> np.ndarray:
     """(samples, C) probabilities."""
-    return np.stack([outputs[0] for outputs in result.outputs])
+    return np.array([outputs[0] for outputs in result.outputs])

@@ -43,6 +43,7 @@ def test_an_output_that_is_not_finite_is_an_error_of_ours(value: float) -> None:
 def test_the_whole_is_the_windows_mean_by_their_weights() -> None:
     rows = np.array([[1.0, 0.0], [0.0, 1.0]], np.float32)
     np.testing.assert_allclose(whole(rows, _windows([3, 1])), [0.75, 0.25])
+    np.testing.assert_array_equal(whole(rows[:1], _windows([3])), [1, 0])
     answer = timeline(rows, _windows([3, 1]), ("a", "b"), 1)
     assert [(part.start_seconds, part.predictions[0]["label"]) for part in answer.windows] == [(0.0, "a"), (1.0, "b")]
     assert answer.predictions[0]["label"] == "a"
