@@ -19,7 +19,7 @@ WORK = ROOT / ".bench"  # everything that the benchmark makes and keeps: environ
 RANDOM = ("resnet20", "resnet50")
 _SAMPLES = {"segment": "tower.jpg", "audio": "seven.wav", "video": "pan-left.mp4"}
 _CONTENT_TYPES = {"classify": "image/jpeg", "segment": "image/jpeg", "audio": "audio/wav", "video": "video/mp4"}
-_MAX_BATCH = {"classify": 16, "segment": 4, "audio": 16, "video": 8}
+_MAX_BATCH = {"classify": 64, "segment": 4, "audio": 64, "video": 8}
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,7 @@ class Network:
 
     @property
     def max_batch(self) -> int:
-        """What a peer may put together: about as much as the service does on a CPU. With 64 of them mosec waits for its
-        clients in between, which costs it 5% and more."""
+        """What a peer may put together: as much as the service does on a CPU."""
         return _MAX_BATCH[self.card.task]
 
 

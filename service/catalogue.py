@@ -14,13 +14,12 @@ from service.settings import Settings, SettingsError
 logger = logging.getLogger("convserve.catalogue")
 
 # On a CPU a batch spares two things. What every run costs beside its arithmetic, some 0.1 ms: with more than this much
-# of it, some 0.1 s, nothing is spared any more, more memory is taken and others are kept waiting. Of however little,
-# sixteen samples share that cost well enough: what more of them carry from layer to layer leaves the core's cache,
-# which costs ResNet-20 3% in batches of 64. And reading the weights from memory, which takes as long as some ten MACs
-# with each: where they are many, a batch is larger, until that is below a fiftieth. `make tune` finds the best for a
-# machine.
-_MACS_CPU, _SAMPLES_CPU = 4e9, 16
-_USES_OF_A_WEIGHT_CPU, _MOST_MACS_CPU = 640, 16e9
+# of it, some 0.1 s, nothing is spared any more, more memory is taken and others are kept waiting; with less, more of
+# those who wait are left over for a second batch. And reading the weights from memory, which takes as long as some ten
+# MACs with each: where they are many, a batch is larger, until that is below a fiftieth. `make tune` finds the best for
+# a machine.
+_MACS_CPU, _MOST_MACS_CPU = 4e9, 16e9
+_USES_OF_A_WEIGHT_CPU = 640
 _MAX_BATCH_CPU = 64
 
 
@@ -100,10 +99,8 @@ def _max_batch(card: ModelCard, engine: Engine, settings: Settings) -> int:
 
 
 def _max_batch_cpu(complexity: Complexity) -> int:
-    macs = max(1, complexity.macs * complexity.views)
-    for_the_run = min(_MACS_CPU / macs, _SAMPLES_CPU)
-    for_the_weights = min(_USES_OF_A_WEIGHT_CPU * complexity.parameters, _MOST_MACS_CPU) / macs
-    return min(max(1, round(max(for_the_run, for_the_weights))), _MAX_BATCH_CPU)
+    macs = max(_MACS_CPU, min(_USES_OF_A_WEIGHT_CPU * complexity.parameters, _MOST_MACS_CPU))
+    return min(_MAX_BATCH_CPU, max(1, round(macs / max(1, complexity.macs * complexity.views))))
 
 
 class Catalogue:
