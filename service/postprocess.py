@@ -3,7 +3,6 @@
 import base64
 import math
 import struct
-import zlib
 from io import BytesIO
 from typing import TypeVar
 
@@ -82,7 +81,7 @@ def palette_png(
 ) -> bytes:
     """(H, W) -> one PNG of ``size`` in the card's colours, the pixel value being the category's index."""
     _require_finite(confidence)
-    return _png(_coloured(_cut(mask, region), size, card), zlib.Z_RLE)
+    return _png(_coloured(_cut(mask, region), size, card), zlib_ng.Z_RLE)
 
 
 def overlay_png(
@@ -113,7 +112,7 @@ def _coloured(mask: NDArray[np.uint8], size: tuple[int, ...], card: ModelCard) -
     return image
 
 
-def _png(image: Image.Image, strategy: int = zlib.Z_DEFAULT_STRATEGY) -> bytes:
+def _png(image: Image.Image, strategy: int = zlib_ng.Z_DEFAULT_STRATEGY) -> bytes:
     buffer = BytesIO()
     image.save(buffer, "PNG", compress_level=1, compress_type=strategy)  # five times as fast as level 6
     return buffer.getvalue()
@@ -132,7 +131,7 @@ def _mask_png(present: NDArray[np.bool_]) -> bytes:
     header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)  # eight bits, grey, not interlaced
     chunks = {b"IHDR": header, b"IDAT": packer.compress(rows.data) + packer.flush(), b"IEND": b""}
     return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib_ng.crc32(name + data))
         for name, data in chunks.items()
     )
 
