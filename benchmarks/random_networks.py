@@ -13,7 +13,9 @@ from models.convert import PARITY_BATCHES, export_graph, input_spec, output_spec
 from models.evaluate import torch_predict
 from models.graph import ServedClassifier
 from models.inspect import complexity
-from models.pretrained import CATEGORIES, random_pictures, read_categories
+from models.pretrained import random_pictures
+from models.published import CATEGORIES
+from models.weights import read_categories
 from service.cards import Dataset, ImagePreprocess, ModelCard, Parity, Training
 from service.engine import Engine
 from service.repository import GRAPH, file_entry, publish

@@ -12,5 +12,5 @@ evaluate      a checkpoint or an ONNX file -> metrics
 report        a checkpoint or an ONNX file -> a folder of PNG and JSON   drawn by figures
 calibrate     a checkpoint -> the temperature of its scores
 export        a checkpoint -> model.onnx and card.json            by graph, convert and half; then published
-pretrained    weights from elsewhere -> the same                  torchvision's, or a file at hand
+pretrained    weights from elsewhere -> the same                  by weights; published says what torchvision has
 """

@@ -27,7 +27,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from models.background import write_background
-from models.camera_motion import Split, list_photos, render_data_set, split_photos
+from models.camera_clips import Split, list_photos, render_data_set, split_photos
 
 VOID_IN_CAMVID, VOID = 11, 255
 CAMVID_CATEGORIES = [

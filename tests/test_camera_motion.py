@@ -16,20 +16,9 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from models.camera_motion import (
-    CATEGORIES,
-    FOOTAGE_SIZES,
-    Frames,
-    Split,
-    list_photos,
-    load_photo,
-    projections,
-    render,
-    render_data_set,
-    sample_times,
-    split_photos,
-    write_clip,
-)
+from models.camera_clips import FOOTAGE_SIZES, Split, list_photos, load_photo, render_data_set, split_photos, write_clip
+from models.camera_motion import Frames, render
+from models.camera_poses import CATEGORIES, projections, sample_times
 
 SEEDS = range(8)
 # The signs of what is measured; all are the camera's own.
@@ -286,7 +275,7 @@ def test_clips_as_filmed_have_their_own_sizes_and_a_cameras_frame_rate(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert {min(size) for size in FOOTAGE_SIZES} == {360}
-    monkeypatch.setattr("models.camera_motion.FOOTAGE_SIZES", {(64, 36): 1.0})
+    monkeypatch.setattr("models.camera_clips.FOOTAGE_SIZES", {(64, 36): 1.0})
     render_data_set({"test-footage": Split(list_photos(photos), 4, as_filmed=True)}, tmp_path)
     paths = sorted(tmp_path.rglob("*.mp4"))
     assert len(paths) == 4

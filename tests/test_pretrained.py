@@ -1,11 +1,7 @@
 """Weights from elsewhere: torchvision's own networks with random weights, published, answer as they do in torchvision;
-what does not fit is refused by name; addresses are files here and a port that nobody listens to."""
+addresses are files here and a port that nobody listens to."""
 
-import dataclasses
 import hashlib
-import os
-import pickle
-import re
 from collections.abc import Callable
 from operator import attrgetter
 from pathlib import Path
@@ -15,37 +11,26 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from PIL import Image
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from models import pretrained
 from models.architectures import ARCHITECTURES
 from models.architectures.alexnet import AlexNet, alexnet, head
 from models.architectures.fcn import FCN, STRIDE_8
-from models.architectures.resnet import Backbone, BasicBlock, Bottleneck, ResNet
+from models.architectures.resnet import Backbone, Bottleneck
 from models.architectures.video_cnn import VideoResNet
-from models.pretrained import CATEGORIES, PRETRAINED, build_network, main, read_categories, read_weights
-from service.cards import ImagePreprocess, ModelCard, VideoPreprocess
+from models.pretrained import main
+from models.published import PRETRAINED
+from models.weights import build_network, download, read_weights
+from service.cards import ImagePreprocess, ModelCard
 from service.engine import Engine
-from service.preprocess import image_sample
 from service.repository import StoredModel, find_models, read_graph
-from tests import test_architectures
+from tests import test_architectures, weights
+from tests.test_published import WEIGHTS
+from tests.weights import ONE_EACH, PETS, address_of, change, listed, refusal, saved, tiny
 
+small_resnet = weights.small_resnet  # the fixture
 torchvision_models = test_architectures.torchvision_models  # the fixture, which skips where there is no torchvision
-WEIGHTS = {
-    "alexnet": "AlexNet_Weights.IMAGENET1K_V1",
-    "resnet18": "ResNet18_Weights.IMAGENET1K_V1",
-    "resnet34": "ResNet34_Weights.IMAGENET1K_V1",
-    "resnet50": "ResNet50_Weights.IMAGENET1K_V2",
-    "resnet101": "ResNet101_Weights.IMAGENET1K_V2",
-    "fcn_resnet50": "segmentation.FCN_ResNet50_Weights.COCO_WITH_VOC_LABELS_V1",
-    "fcn_resnet101": "segmentation.FCN_ResNet101_Weights.COCO_WITH_VOC_LABELS_V1",
-    "r3d_18": "video.R3D_18_Weights.KINETICS400_V1",
-}
-ONE_EACH = (1, 1, 1, 1)
-PETS = ("cat", "dog", "newt")
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
@@ -55,49 +40,12 @@ def seed() -> None:
     torch.manual_seed(0)
 
 
-@pytest.fixture
-def small_resnet(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The name resnet18 builds a network that is exported at once."""
-    monkeypatch.setitem(ARCHITECTURES, "resnet18", tiny)
-    preprocess = ImagePreprocess(resize="crop", sizes=((32, 32),), shorter_side=36)
-    change(monkeypatch, "resnet18", preprocess=preprocess)
-
-
-def tiny(num_classes: int = 1000) -> ResNet:
-    return ResNet(BasicBlock, ONE_EACH, num_classes, widths=(4, 4, 6, 8))
-
-
-def change(monkeypatch: pytest.MonkeyPatch, name: str, **fields: Any) -> None:
-    monkeypatch.setitem(PRETRAINED, name, dataclasses.replace(PRETRAINED[name], **fields))
-
-
-def saved(network: nn.Module, path: Path) -> Path:
-    if path.suffix == ".safetensors":
-        save_file(network.state_dict(), path)
-    else:
-        torch.save(network.state_dict(), path)
-    return path
-
-
-def listed(names: tuple[str, ...], folder: Path) -> Path:
-    path = folder / "categories.txt"
-    path.write_text("\n".join(names) + "\n")
-    return path
-
-
 def published(folder: Path, *arguments: str | Path) -> tuple[ModelCard, Engine]:
     """By the command line, then read from the repository as the service does."""
     main([*map(str, arguments), "--repository", str(folder / "repository")])
     models, refused = find_models(folder / "repository")
     assert refused == [] and len(models) == 1
     return models[0].card, Engine(models[0].card, read_graph(StoredModel(*models[0])))
-
-
-def refusal(*arguments: str | Path) -> str:
-    with pytest.raises(SystemExit) as refused:
-        main([str(argument) for argument in arguments])
-    assert str(refused.value).startswith("cannot publish: ")
-    return str(refused.value)
 
 
 def random_samples(shape: tuple[int, ...], count: int) -> list[NDArray[np.generic]]:
@@ -213,47 +161,7 @@ def test_the_auxiliary_head_of_a_segmenter_comes_along(
     assert_close(auxiliary, expected["aux"], atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", PRETRAINED)
-def test_what_is_published_is_what_torchvision_brings(torchvision_models: Any, name: str) -> None:
-    found, weights = PRETRAINED[name], attrgetter(WEIGHTS[name])(torchvision_models)
-    preset = weights.transforms()
-    assert pretrained.ADDRESS + found.file == weights.url
-    assert read_categories(CATEGORIES / found.categories) == tuple(weights.meta["categories"])
-    assert [value / 255 for value in found.mean] == pytest.approx(preset.mean)
-    assert [value / 255 for value in found.std] == pytest.approx(preset.std)
-    (metrics,) = weights.meta["_metrics"].values()
-    stated = [float(figure) for figure in re.findall(r"([\d.]+)%", found.stated)]
-    assert stated == [round(value, 1) for value in metrics.values()]
-    if isinstance(found.preprocess, VideoPreprocess):
-        assert [*found.preprocess.size] == preset.crop_size
-        assert found.preprocess.shorter_side == min(preset.resize_size)
-    elif found.task == "classify":
-        assert isinstance(found.preprocess, ImagePreprocess)
-        assert found.preprocess.sizes == ((preset.crop_size[0], preset.crop_size[0]),)
-        assert found.preprocess.shorter_side == preset.resize_size[0]
-    else:
-        assert isinstance(found.preprocess, ImagePreprocess)
-        assert {min(size) for size in found.preprocess.sizes} == set(preset.resize_size)
-
-
-@pytest.mark.parametrize("name", ["alexnet", "resnet50"])
-def test_a_classifier_sees_the_part_of_a_picture_that_torchvision_shows_it(torchvision_models: Any, name: str) -> None:
-    patches = Image.fromarray(np.random.default_rng(0).integers(0, 256, (9, 12, 3), np.uint8))
-    picture = patches.resize((640, 480), Image.Resampling.BICUBIC)
-    preset = attrgetter(WEIGHTS[name])(torchvision_models).transforms()
-    shown = preset(picture).permute(1, 2, 0) * torch.tensor(preset.std) + torch.tensor(preset.mean)
-    preprocess = PRETRAINED[name].preprocess
-    assert isinstance(preprocess, ImagePreprocess)
-    sample = image_sample(picture, preprocess).sample
-    assert np.abs(sample - shown.numpy() * 255).mean() < 2  # of 255; half a pixel beside it costs 1.5, a whole one 3
-
-
 # --- without torchvision ---
-
-
-def test_categories_are_as_many_as_the_networks_tell_apart() -> None:
-    for name, counted in {"imagenet": 1000, "kinetics400": 400, "voc": 21}.items():
-        assert len(set(read_categories(CATEGORIES / f"{name}.txt"))) == counted
 
 
 @pytest.mark.usefixtures("small_resnet")
@@ -296,33 +204,14 @@ def test_published_weights_are_downloaded_once_and_say_where_they_come_from(
     assert card.training.recipe.startswith(f"torchvision {there.name}: https://")
     assert "69.8% top-1" in card.description and card.dataset.name == "ImageNet-1K"
     there.unlink()
-    assert pretrained.download("resnet18").name == there.name
-
-
-def test_a_damaged_file_in_the_cache_is_downloaded_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    there = address_of(tmp_path, monkeypatch, b"as published")
-    cached = tmp_path / "hub" / "checkpoints" / there.name
-    cached.parent.mkdir(parents=True)
-    cached.write_bytes(b"as pub")
-    assert pretrained.download("resnet18") == cached
-    assert cached.read_bytes() == b"as published"
-
-
-def test_a_download_with_another_sha256_is_refused_and_not_kept(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    there = address_of(tmp_path, monkeypatch, b"as published")
-    there.write_bytes(b"as tampered with")
-    message = refusal("resnet18", "--repository", tmp_path / "repository")
-    assert "is not what was published" in message and hashlib.sha256(b"as tampered with").hexdigest() in message
-    assert list((tmp_path / "hub" / "checkpoints").iterdir()) == []
+    assert download("resnet18").name == there.name
 
 
 def test_without_a_network_it_says_what_to_download_and_what_to_do_then(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr(pretrained, "ADDRESS", "http://127.0.0.1:9/models/")  # the port of "discard"
+    monkeypatch.setattr("models.published.ADDRESS", "http://127.0.0.1:9/models/")  # the port of "discard"
     message = refusal("resnet50", "--name", "fifty", "--default", "--repository", tmp_path / "my models")
     assert "http://127.0.0.1:9/models/resnet50-11ad3fa6.pth" in message
     command = message.splitlines()[-1].strip()
@@ -330,132 +219,3 @@ def test_without_a_network_it_says_what_to_download_and_what_to_do_then(
         "python -m models.pretrained resnet50 --name fifty --default "
         f"--repository '{tmp_path}/my models' --weights resnet50-11ad3fa6.pth"
     )
-
-
-def address_of(folder: Path, monkeypatch: pytest.MonkeyPatch, content: bytes) -> Path:
-    """Puts the weights of resnet18 at an address here, under a name that ends with their sha256's beginning."""
-    there = folder / "there" / f"resnet18-{hashlib.sha256(content).hexdigest()[:8]}.pth"
-    there.parent.mkdir()
-    there.write_bytes(content)
-    monkeypatch.setenv("TORCH_HOME", str(folder))
-    monkeypatch.setattr(pretrained, "ADDRESS", f"{there.parent.as_uri()}/")
-    change(monkeypatch, "resnet18", file=there.name)
-    return there
-
-
-# --- what does not fit ---
-
-
-def tampered(change: Callable[[dict[str, Tensor]], object], path: Path) -> Path:
-    state = dict(tiny(3).state_dict())
-    change(state)
-    torch.save(state, path)
-    return path
-
-
-@pytest.mark.usefixtures("small_resnet")
-@pytest.mark.parametrize(
-    "change, named",
-    [
-        (lambda state: state.pop("layer2.0.conv1.weight"), "missing: layer2.0.conv1.weight"),
-        (lambda state: state.pop("fc.bias"), "missing: fc.bias"),
-        (lambda state: state.update({"neck.weight": torch.ones(1)}), "unexpected: neck.weight"),
-        (
-            lambda state: state.update({"conv1.weight": torch.ones(4, 3, 5, 5)}),
-            "of another shape: conv1.weight [4, 3, 5, 5] for [4, 3, 7, 7]",
-        ),
-        (
-            lambda state: state.update({"conv1.weight": torch.ones(4, 3, 7, 7, dtype=torch.int8)}),
-            "not of floating point: conv1.weight",
-        ),
-        (lambda state: [state.pop(key) for key in list(state) if key.startswith("layer")], "layer1.0.bn1.weight"),
-        (lambda state: state.update({"fc.weight": torch.full((3, 8), torch.nan)}), "not finite: fc.weight"),
-        (lambda state: state.update({"epoch": 3}), "what is no tensor: epoch"),
-    ],
-    ids=["missing", "no classes", "unexpected", "shape", "integers", "many", "not a number", "no tensor"],
-)
-def test_weights_of_another_network_are_refused_naming_what_differs(
-    tmp_path: Path, change: Callable[[dict[str, Tensor]], object], named: str
-) -> None:
-    path = tampered(change, tmp_path / "weights.pt")
-    message = refusal(
-        "resnet18", "--weights", path, "--categories", listed(PETS, tmp_path), "--repository", tmp_path / "repository"
-    )
-    assert named in message
-    assert len(message) < 600
-    assert not any((tmp_path / "repository").glob("*/*"))
-
-
-@pytest.mark.usefixtures("small_resnet")
-def test_counters_of_batches_may_be_missing_and_weights_may_lie_beside_other_values(tmp_path: Path) -> None:
-    network = tiny(3)
-    state = {key: value for key, value in network.state_dict().items() if not key.endswith("num_batches_tracked")}
-    torch.save({"model": state, "epoch": 7}, tmp_path / "checkpoint.pt")
-    loaded = build_network("resnet18", read_weights(tmp_path / "checkpoint.pt"))
-    assert_close(loaded.state_dict(), network.state_dict())
-    assert not loaded.training
-
-
-@pytest.mark.usefixtures("small_resnet")
-def test_half_precision_is_computed_in_single(tmp_path: Path) -> None:
-    path = saved(tiny(3).half(), tmp_path / "half.safetensors")
-    assert {parameter.dtype for parameter in build_network("resnet18", read_weights(path)).parameters()} == {
-        torch.float32
-    }
-
-
-@pytest.mark.usefixtures("small_resnet")
-def test_as_many_categories_must_be_named_as_the_weights_tell_apart(tmp_path: Path) -> None:
-    path = saved(tiny(3), tmp_path / "weights.pt")
-    message = refusal("resnet18", "--weights", path)
-    assert "tells 3 categories apart, 1000 are named" in message and "--categories" in message
-    message = refusal("resnet18", "--weights", path, "--categories", listed(PETS[:2], tmp_path))
-    assert "tells 3 categories apart, 2 are named" in message
-
-
-def test_a_category_that_is_named_twice_is_refused(tmp_path: Path) -> None:
-    message = refusal("resnet18", "--weights", tmp_path, "--categories", listed(("crane", "newt", "crane"), tmp_path))
-    assert "more than once" in message and message.endswith("crane")
-
-
-class Intruder:
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self) -> tuple[Callable[[str], int], tuple[str]]:
-        return os.system, (f"touch {self.marker}",)
-
-
-@pytest.mark.parametrize("form", ["zip", "before 1.6", "pickle"])
-def test_a_pickle_that_asks_for_more_than_tensors_is_refused_and_not_run(tmp_path: Path, form: str) -> None:
-    path, marker = tmp_path / "weights.pth", tmp_path / "intruded"
-    content = {"fc.weight": torch.ones(1), "more": Intruder(marker)}
-    if form == "pickle":
-        path.write_bytes(pickle.dumps(Intruder(marker), protocol=0))
-    else:
-        torch.save(content, path, _use_new_zipfile_serialization=form == "zip")
-    message = refusal("resnet18", "--weights", path)
-    assert f"{path} asks for posix.system" in message or f"{path} asks for nt.system" in message
-    assert "state_dict()" in message
-    assert not marker.exists()
-
-
-@pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors"])
-@pytest.mark.parametrize("content", [b"", b"<html>404</html>", b"PK\x03\x04", b"hello world, no weights here\n" * 9])
-def test_what_is_no_file_of_weights_is_refused(tmp_path: Path, name: str, content: bytes) -> None:
-    (tmp_path / name).write_bytes(content)
-    assert f"{tmp_path / name} is neither" in refusal("resnet18", "--weights", tmp_path / name)
-
-
-@pytest.mark.parametrize("name", ["weights.pth", "weights.safetensors"])
-def test_a_file_that_is_cut_short_or_not_there_is_refused(tmp_path: Path, name: str) -> None:
-    path = tmp_path / name
-    assert str(path) in refusal("resnet18", "--weights", path)
-    saved(tiny(3), path)
-    path.write_bytes(path.read_bytes()[:-700])
-    assert str(path) in refusal("resnet18", "--weights", path)
-
-
-def test_a_list_of_tensors_is_refused(tmp_path: Path) -> None:
-    torch.save([torch.ones(1)], tmp_path / "weights.pt")
-    assert "holds a list; expected tensors by name" in refusal("resnet18", "--weights", tmp_path / "weights.pt")
