@@ -37,9 +37,10 @@ PassesOn = Callable[[asyncio.Transport, bytes, int], bool]  # a connection, what
 # Method, target and headers of a request -> the answer's head, but for what is the connection's, and its body.
 TurnsAway = Callable[[bytes, bytes, Sequence[tuple[bytes, bytes]]], tuple[bytes, bytes] | None]
 _CONNECTION, _WHOLE = "convserve.connection", "convserve.whole"
-# Refusals a second after which a worker reads on at once: each takes 0.1 to 0.25 ms of the cores. Nobody is kept for
-# longer than the shortest time after which they are asked to come again.
-_REFUSALS_HZ, _REFUSALS_AT_ONCE, _MOST_SECONDS = 1000, 50, 1.0
+# Refusals a second after which a worker reads on at once: each takes 0.1 to 0.25 ms of the cores. A second's worth more
+# may come before: all who come are refused while a burst is worked off, and are others than came before. Nobody is kept
+# for longer than the shortest time after which they are asked to come again.
+_REFUSALS_HZ, _REFUSALS_AT_ONCE, _MOST_SECONDS = 1000, 1000, 1.0
 
 
 class Gathered:

@@ -2,6 +2,7 @@ import random
 
 import pytest
 
+from service import wire
 from service.throttle import Throttle
 
 
@@ -46,3 +47,18 @@ def test_no_more_go_on_than_the_rate_allows_and_no_fewer(seed: int, clients: int
         came += 1
         free_at[free_at.index(next_at)] = next_at + throttle.seconds() + generator.uniform(0.001, 0.002)
     assert rate * seconds * 0.95 - clients <= came <= rate * seconds + at_once + clients
+
+
+def test_the_refusals_of_a_burst_are_told_at_once_and_those_of_who_hammers_are_not() -> None:
+    clock = Clock()
+    throttle = Throttle(wire._REFUSALS_HZ, at_once=wire._REFUSALS_AT_ONCE, most_seconds=9, clock=clock)
+
+    def longest(rate_hz: float, seconds: float) -> float:
+        longest = 0.0
+        for _ in range(int(rate_hz * seconds)):
+            clock.now += 1 / rate_hz
+            longest = max(longest, throttle.seconds())
+        return longest
+
+    assert longest(1300, 2) == 0, "a fast model's queue is worked off meanwhile"
+    assert longest(3000, 2) > 1
