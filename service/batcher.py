@@ -8,12 +8,12 @@ when samples come faster than the engine takes them. ``isolation`` runs it. What
 an answer, an error, the deadline or a client that went away, never runs.
 
     async with batcher.reserve(deadline) as place:     QueueFull, DeadlineUnmeetable, NotReady: nothing was done
-        await place.turn()                             DeadlineExceeded, at the deadline, wherever it is
+        await place.turn()                             NotReady; DeadlineExceeded, at the deadline, wherever it is
         samples = …
         result = await place.run(samples)              InternalError, NotReady
 
 The line is fair: a sound of a thousand windows delays the next one by a moment, not by a thousand windows, and of two
-such sounds the first is done in half of the time of both. Who is first says of which shape the samples of a batch are.
+such sounds the first is done in half of the time of both. Whoever goes first says of which shape a batch's samples are.
 """
 
 import asyncio
@@ -28,9 +28,9 @@ from service.line import Line
 from service.metrics import ModelSeries
 from service.pace import Pace
 from service.place import Entry, Place
+from service.quota import Quota
 
-_MOMENT_SECONDS = 0.02  # for which a batch may run the longer because of long requests
-_QUIET_TURNS = 8  # of the event loop, in which nothing arrived: what still comes will be in the next batch
+_QUIET_ITERATIONS = 8  # of the event loop, in which nothing arrived: what still comes will be in the next batch
 
 
 class Batcher:
@@ -57,12 +57,12 @@ class Batcher:
         pace = Pace(decoders, on_cpu=on_cpu)
         self.admission = Admission(queue_samples, pace, series.queue_depth, max_batch=max_batch)
         self._engine = Isolated(engine, series, pace.inference, at_once_seconds if on_cpu else 0.0)
-        self._broken, self._max_batch = broken, max_batch
+        self._on_broken, self._max_batch = broken, max_batch
         self._line: Line[Place] = Line()  # of those that are decoded; their work is samples
-        self._of_long, self._long_ran = max_batch, 0  # samples of long requests that a batch may have, and the last had
+        self._quota, self._long_led = Quota(max_batch), False  # of long requests; one of them led the last batch
         self.decoding = Decoding(self._line, self.admission, max_batch=max_batch, decoders=decoders, on_cpu=on_cpu)
         self._work = asyncio.Event()
-        self._loop = asyncio.create_task(self._serve())
+        self._serving = asyncio.create_task(self._serve())
 
     def reserve(self, deadline: float, *, size: int = 1, at_once_seconds: float = 0.0) -> Place:
         """A place for a request of ``size`` bytes that must be answered by ``deadline`` (monotonic seconds), and is
@@ -78,18 +78,22 @@ class Batcher:
         if self.admission.closed:
             place.fail(self.admission.closed)
             return
-        self._decoded(place)
+        place.decoded = True
+        self.admission.decoded(slow=place.slow)
         self.admission.pace.decoded(decode_seconds, slow=place.slow)
         self._recount(place)
         self._line.join(place, place.left)
-        if place.slow:  # else it takes the room in which it was decoded
+        if place.slow:
+            place.waits_since = time.monotonic()  # the rest is the threads' pace
+        if place.slow or place.long:  # else it takes the room in which it was decoded
             self.decoding.changed()
         self._work.set()
 
     def release(self, place: Place) -> None:
         gives_room = not place.decoded or place in self._line
         self._line.leave(place)
-        self._decoded(place)
+        if not place.decoded:
+            self.admission.decoded(slow=place.slow)  # it never will be
         place.counted = self.admission.recount(place.counted, 0)
         if gives_room:
             self.decoding.changed()
@@ -98,7 +102,7 @@ class Batcher:
         """Takes nothing more, refuses what still waits, and lets the batch that runs come back."""
         self._end(NotReady("the service is stopping", retry_after_seconds=5))
         self._work.set()
-        await self._loop
+        await self._serving
         self._engine.close()
 
     async def _serve(self) -> None:
@@ -112,39 +116,37 @@ class Batcher:
                 self._work.clear()
 
     async def _let_others_in(self) -> None:
-        """What has arrived meanwhile and is decoded quickly shares the batch: each one costs more than a sample. On a
-        CPU this takes no time from the engine: the event loop would go first anyway."""
-        queue = self.admission
-        quiet = 0 if queue.waiting > 1 else _QUIET_TURNS
-        for _ in range(self._max_batch + _QUIET_TURNS):  # there may be no end of what cannot be decoded
-            if quiet >= _QUIET_TURNS or len(self._line.before(1)) >= self._max_batch:
-                break
-            before = (queue.waiting, queue.undecoded)
+        """What has arrived meanwhile and is decoded quickly shares the batch: one more batch costs more than one more
+        sample. On a CPU this takes no time from the engine: the event loop would go first anyway."""
+        admission, quiet = self.admission, 0
+        if admission.waiting <= 1:
+            return
+        for _ in range(self._max_batch + _QUIET_ITERATIONS):  # there may be no end of what cannot be decoded
+            if quiet >= _QUIET_ITERATIONS or len(self._line.before(1)) >= self._max_batch:
+                return
+            before = (admission.waiting, admission.undecoded)
             await asyncio.sleep(0)
-            quiet = quiet + 1 if (queue.waiting, queue.undecoded) == before else 0
+            quiet = quiet + 1 if (admission.waiting, admission.undecoded) == before else 0
 
     def _next_batch(self) -> list[Entry]:
-        """Who is first, and of the others as many as there is room for, of those with the same shape. Long requests
-        make it no longer than by a moment: who comes meanwhile waits for it. After them those who need one sample go
-        first, so that nobody waits for the whole of a long one whose time has come."""
+        """Who is first, and of the others as many as there is room for, of those with the same shape; of long requests
+        within their quota. After a batch that a long one led those with a single sample go first, so that nobody waits
+        for the whole of a long one whose time has come."""
         batch: list[Entry] = []
-        room, of_long = self._max_batch, self._of_long
-        places = sorted(self._line, key=lambda place: place.left > 1) if self._long_ran else self._line
-        for place in places:
+        quota = self._quota.samples
+        for place in sorted(self._line, key=lambda place: place.long) if self._long_led else self._line:
             if place.over:
                 self._line.leave(place)
             elif not batch or place.shape == batch[0].sample.shape:
-                long = place.left > 1
-                taken = min(place.left, room, of_long if long else room)
-                room -= taken
-                of_long -= taken if long else 0
+                taken = min(place.left, self._max_batch - len(batch), quota) if place.long else 1
+                quota -= taken if place.long else 0
                 batch += [place.take() for _ in range(taken)]
                 self._recount(place)
                 if not place.left:
                     self._line.leave(place, served=True)
-                if not room:
+                if len(batch) == self._max_batch:
                     break
-        self._long_ran = self._of_long - of_long
+        self._long_led = bool(batch) and batch[0].place.long
         self._line.served(len(batch))
         self.decoding.changed()
         return batch
@@ -155,24 +157,18 @@ class Batcher:
         try:
             async for number, ran in self._engine.run([entry.sample for entry in batch]):
                 batch[number].tell(ran)
-            self._learn(time.monotonic() - began, len(batch))
+            self._quota.ran(sum(entry.place.long for entry in batch), of=len(batch), seconds=time.monotonic() - began)
         except EngineBroken:
             reason = NotReady("the engine failed; the worker starts afresh", retry_after_seconds=10)
             self._end(reason)
             for entry in batch:
                 entry.place.fail(reason)
-            self._broken()
+            self._on_broken()
         finally:
             self.admission.running = 0
-            self.admission.pace.answered(len(batch), time.monotonic(), came=min(entry.place.came for entry in batch))
+            waits_since = min(entry.place.waits_since for entry in batch)
+            self.admission.pace.answered(len(batch), time.monotonic(), waits_since=waits_since)
             self.decoding.changed()
-
-    def _learn(self, seconds: float, samples: int) -> None:
-        """How many samples long requests may add to a batch: twice as many while theirs took less than a moment."""
-        if self._long_ran and seconds * self._long_ran / samples > _MOMENT_SECONDS:
-            self._of_long = max(1, self._of_long // 2)
-        elif self._long_ran == self._of_long:
-            self._of_long = min(2 * self._of_long, self._max_batch)
 
     def _end(self, reason: NotReady) -> None:
         self.admission.close(reason)
@@ -180,11 +176,6 @@ class Batcher:
             place.fail(reason)
         self._line.clear()
         self.decoding.end(reason)
-
-    def _decoded(self, place: Place) -> None:
-        if not place.decoded:
-            place.decoded = True
-            self.admission.decoded(slow=place.slow)
 
     def _recount(self, place: Place) -> None:
         place.counted = self.admission.recount(place.counted, min(place.left, self._max_batch))

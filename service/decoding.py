@@ -1,9 +1,9 @@
 """Whose media is decoded next: it becomes samples shortly before the engine takes them, and not all at once.
 
 What is quick is decoded on the event loop, on a CPU between two batches: meanwhile each would push the other out of the
-caches. What is slow is decoded in threads, the smaller first. No more is decoded than the next batch takes, by threads
-one more for each; a long request makes samples for many batches, and keeps others as long waiting as bytes, but none
-that is shorter.
+caches. What is slow is decoded in threads, the smaller first. Of either no more is decoded than the next batch takes,
+by threads one more for each; a long request makes samples for many batches, and keeps others as long waiting as bytes,
+but not the shortest.
 """
 
 import math
@@ -60,7 +60,7 @@ class Decoding:
         self._slow.changed()
 
     def end(self, reason: Exception) -> None:
-        """Nobody gets a turn any more."""
+        """Nobody who waits gets a turn any more."""
         self._quick.end(reason)
         self._slow.end(reason)
 
@@ -96,5 +96,5 @@ class Decoding:
 
     @property
     def _in_threads(self) -> int:
-        """Requests that are decoded there, or will be next."""
+        """Requests that are decoded there, or will be next; without those whose client has left, which end soon."""
         return self._admission.slow - len(self._slow)

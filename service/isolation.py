@@ -21,7 +21,7 @@ Sample = NDArray[np.generic]
 
 
 class Runner(Protocol):
-    """What is needed of an engine: it is called from one thread, one batch at a time."""
+    """What is needed of an engine: it is called from any thread, one batch at a time."""
 
     def run(self, samples: Sequence[Sample]) -> list[Outputs]: ...
 

@@ -42,11 +42,11 @@ class Pace:
         """In a thread, if it was ``slow``."""
         self._decoding(slow).add(seconds)
 
-    def answered(self, samples: int, at: float, *, came: float) -> None:
-        """A batch of so many came back ``at`` that time, whose first request ``came`` then (seconds by any clock). If
-        that was after the batch before, nobody was waited for. What is known of company is forgotten while there is
-        none: else one bad moment could keep away for ever who would show that it is over."""
-        self._in_company.add(at - self._answered if came < self._answered else 0.0, samples)
+    def answered(self, samples: int, at: float, *, waits_since: float) -> None:
+        """A batch of so many came back ``at`` that time, whose first request had waited since then (seconds by any
+        clock). If that was after the batch before, nobody was waited for. What is known of company is forgotten while
+        there is none: else one bad moment could keep away for ever who would show that it is over."""
+        self._in_company.add(at - self._answered if waits_since < self._answered else 0.0, samples)
         self._answered = at
 
     def seconds_ahead(self, samples: int, *, quick: int = 0, slow: int = 0) -> float:

@@ -38,7 +38,7 @@ class Place:
     def __init__(self, queue: Queue, deadline: float, size: int, at_once_seconds: float) -> None:
         self.deadline = deadline
         self.size, self.at_once_seconds = size, at_once_seconds
-        self.came = time.monotonic()
+        self.waits_since = time.monotonic()  # for the event loop and the engine
         self.counted = 1  # samples that it counts as in the queue
         self.decoded = False
         self._doing = "waited to be decoded"
@@ -49,7 +49,7 @@ class Place:
         self._outputs: list[Outputs] = []
         self._runs: list[Run] = []
         self._finished: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._timeout = asyncio.timeout(deadline - self.came)
+        self._timeout = asyncio.timeout(deadline - self.waits_since)
 
     async def __aenter__(self) -> Self:
         await self._timeout.__aenter__()
@@ -91,8 +91,9 @@ class Place:
         self._queue.decoding.changed()
 
     async def run(self, samples: Sequence[Sample], *, decode_seconds: float = 0.0) -> Result:
-        """Every sample's outputs. All samples have one shape; making them took a thread ``decode_seconds``. Raises what
-        failed a sample."""
+        """Every sample's outputs. There is one at least, and all have one shape; making them took ``decode_seconds``.
+        Raises what failed a sample."""
+        assert samples
         self._doing = "waited for the model"
         self._samples = samples
         self._outputs = [()] * len(samples)
@@ -104,6 +105,11 @@ class Place:
     def shape(self) -> tuple[int, ...]:
         """Of each of its samples."""
         return self._samples[0].shape
+
+    @property
+    def long(self) -> bool:
+        """It has more than one sample."""
+        return len(self._samples) > 1
 
     @property
     def left(self) -> int:

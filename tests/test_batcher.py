@@ -193,6 +193,26 @@ async def test_samples_of_different_shapes_never_share_a_batch_and_take_turns(ma
     assert len(bench.engine.batches) <= 3
 
 
+async def test_a_long_request_does_not_wait_for_ever_for_short_and_long_ones_of_another_shape(make: Make) -> None:
+    bench = await make(max_batch=4)
+    bench.engine.gate.clear()
+
+    async def again_and_again(samples: int) -> None:
+        while True:
+            await bench.ask(*[1.0] * samples)
+
+    others = [asyncio.create_task(again_and_again(samples)) for samples in (1, 1, 8, 8, 8)]
+    await until(lambda: bench.batcher.admission.running > 0)
+    long = asyncio.create_task(bench.ask(*[7.0] * 8, shape=(3,)))
+    await until(lambda: any(place.shape == (3,) for place in bench.batcher._line))
+    bench.engine.gate.set()
+    assert await asyncio.wait_for(long, 10) == [14.0] * 8
+    assert len(bench.engine.batches) < 40, "an even share of six would be eight samples of 48"
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
+
+
 async def test_one_bad_sample_fails_alone(make: Make) -> None:
     bench = await make(max_batch=8)
     bench.engine.gate.clear()
@@ -351,6 +371,17 @@ async def test_a_rest_after_somebody_gave_up_is_not_taken_for_the_time_that_a_re
         await bench.ask(1.0)  # the other waits meanwhile, and then leaves without ever running
     await asyncio.sleep(0.5)
     await bench.ask(2.0)
+    soon = time.monotonic() + 0.3
+    async with bench.batcher.reserve(soon), bench.batcher.reserve(soon):
+        pass
+
+
+async def test_a_slow_decode_beside_quick_ones_is_not_taken_for_the_time_that_a_request_takes(make: Make) -> None:
+    bench = await make()
+    async with bench.batcher.reserve(time.monotonic() + 20) as slow:
+        await bench.ask(1.0)
+        await asyncio.sleep(0.5)  # a thread decodes it
+        await slow.run([np.ones(1)])
     soon = time.monotonic() + 0.3
     async with bench.batcher.reserve(soon), bench.batcher.reserve(soon):
         pass

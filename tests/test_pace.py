@@ -77,23 +77,23 @@ def known() -> Pace:
 def test_how_long_it_takes_in_company_is_measured_from_one_answer_to_the_next(
     known: Pace, at: float, seconds: float
 ) -> None:
-    known.answered(4, 10.0, came=9.0)
+    known.answered(4, 10.0, waits_since=9.0)
     assert known.seconds_ahead(10) == pytest.approx(1.0)
-    known.answered(4, at, came=9.9)
+    known.answered(4, at, waits_since=9.9)
     assert known.seconds_ahead(10) == pytest.approx(seconds)
     assert known.seconds_of_one(slow=False) == pytest.approx(0.1)
 
 
 def test_of_company_the_last_counts_most(known: Pace) -> None:
     for samples, at in ((4, 10.0), (4, 10.8), (10, 14.8)):
-        known.answered(samples, at, came=9.0)
+        known.answered(samples, at, waits_since=9.0)
     assert known.seconds_ahead(10) == pytest.approx(10 * (0.8 * 0.8 + 4.0) / (0.8 * 4 + 10))
 
 
 def test_a_bad_moment_is_forgotten_also_where_nobody_is_let_in_because_of_it(known: Pace) -> None:
-    known.answered(1, 10.0, came=9.0)
-    known.answered(1, 40.0, came=9.0)
+    known.answered(1, 10.0, waits_since=9.0)
+    known.answered(1, 40.0, waits_since=9.0)
     assert known.seconds_ahead(1) == pytest.approx(30.0)
     for number in range(1, 27):  # long after one another: none waited for the one before
-        known.answered(1, 100.0 * number, came=100.0 * number - 1)
+        known.answered(1, 100.0 * number, waits_since=100.0 * number - 1)
     assert known.seconds_ahead(1) == pytest.approx(0.1)
