@@ -48,7 +48,7 @@ class Row(NamedTuple):
     told_at: float
 
 
-_ROW = struct.Struct("qdd")
+_ROW = struct.Struct("qdd")  # a Row
 
 
 class Connections:
@@ -56,6 +56,7 @@ class Connections:
 
     def __init__(self, file: Path, workers: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._file, self._workers, self._clock = file, workers, clock
+        self._rows = struct.Struct(workers * _ROW.format)
         self._server: Server | None = None
         self._handover: Handover | None = None
         self._looked_at = self._at_rest_since = clock()
@@ -117,7 +118,7 @@ class Connections:
         """The worker that should rather have a request that begins to come here, where ``in_hand`` are already."""
         now = self._clock()
         look = now - self._looked_at >= _SECONDS_BETWEEN
-        if not in_hand and not look and not self._has_too_many:
+        if not (look or self._has_too_many or (in_hand and self._somebody_rests(now))):
             return None
         if look:
             self._looked_at = now
@@ -136,6 +137,10 @@ class Connections:
             return rested
         fewest = min(others, key=lambda index: rows[index].connections)
         return fewest if self._has_too_many and mine > max(fair, rows[fewest].connections + 1) else None
+
+    def _somebody_rests(self, now: float) -> bool:
+        """Asked of every request under load: so nothing is made of the rows."""
+        return now - min(self._rows.unpack_from(self._table)[1::3]) >= _REST_SECONDS
 
     def _row(self, index: int) -> Row:
         return Row(*_ROW.unpack_from(self._table, index * _ROW.size))
