@@ -140,7 +140,8 @@ class Connections:
 
     def _somebody_rests(self, now: float) -> bool:
         """Asked of every request under load: so nothing is made of the rows."""
-        return now - min(self._rows.unpack_from(self._table)[1::3]) >= _REST_SECONDS
+        since: float = min(self._rows.unpack_from(self._table)[1::3])
+        return now - since >= _REST_SECONDS
 
     def _row(self, index: int) -> Row:
         return Row(*_ROW.unpack_from(self._table, index * _ROW.size))
