@@ -1,6 +1,6 @@
 """Training. The way of the data:
 
-fetch         public data sets -> folders
+fetch         public data sets -> folders                         camera motion is rendered, by camera_clips
 datasets      folders -> samples                                  by the service's own decoder and preprocessing
 augment       samples -> samples                                  in training only
 architectures samples -> logits                                   the networks

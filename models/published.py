@@ -1,4 +1,4 @@
-"""The weights that torchvision publishes, and how it feeds them when it measures them."""
+"""What torchvision publishes: which file for which network, of what data, and with what preprocessing."""
 
 from dataclasses import dataclass
 from pathlib import Path

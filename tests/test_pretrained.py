@@ -25,11 +25,11 @@ from models.weights import build_network, download, read_weights
 from service.cards import ImagePreprocess, ModelCard
 from service.engine import Engine
 from service.repository import StoredModel, find_models, read_graph
-from tests import test_architectures, weights
+from tests import small_weights, test_architectures
+from tests.small_weights import ONE_EACH, PETS, address_of, change, listed, refusal, saved, tiny
 from tests.test_published import WEIGHTS
-from tests.weights import ONE_EACH, PETS, address_of, change, listed, refusal, saved, tiny
 
-small_resnet = weights.small_resnet  # the fixture
+small_resnet = small_weights.small_resnet  # the fixture
 torchvision_models = test_architectures.torchvision_models  # the fixture, which skips where there is no torchvision
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")

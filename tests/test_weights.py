@@ -12,10 +12,10 @@ from torch import Tensor
 from torch.testing import assert_close
 
 from models.weights import build_network, download, read_weights
-from tests import weights
-from tests.weights import PETS, address_of, listed, refusal, saved, tiny
+from tests import small_weights
+from tests.small_weights import PETS, address_of, listed, refusal, saved, tiny
 
-small_resnet = weights.small_resnet  # the fixture
+small_resnet = small_weights.small_resnet  # the fixture
 
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
