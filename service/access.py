@@ -1,19 +1,17 @@
 """What is true of every request, whichever way it takes: an id, a count, a duration, a line in the access log, and an
 answer even where a bug left none. A plain ASGI middleware around BentoML's routes and ours alike."""
 
-import functools
 import logging
 import random
 import re
 import sys
-import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic_core import to_json
 
+from service.access_log import AccessLog
 from service.cards import MEDIA_OF_TASK
 from service.errors import REFUSALS, InternalError, ServiceError
 from service.metrics import count_refusal, observe_request
@@ -81,14 +79,14 @@ def cost(stages: Mapping[str, float], batch_size: int) -> list[tuple[bytes, byte
 
 
 class Access:
-    """``closes`` is asked, for each answer, whether its connection ends with it; ``trace`` is told of each request that
-    is over."""
+    """Writes to ``log``, where there is one. ``closes`` is asked, for each answer, whether its connection ends with it;
+    ``trace`` is told of each request that is over."""
 
     def __init__(
         self,
         app: App,
         *,
-        log: bool = True,
+        log: AccessLog | None = None,
         closes: Callable[[], bool] = lambda: False,
         trace: Callable[[Scope, Visit], None] | None = None,
     ) -> None:
@@ -126,23 +124,14 @@ class Access:
         if self.trace:
             self.trace(scope, this)
         if self.log:
-            line = {
-                "time": _second(int(time.time())),
-                "request_id": this.request_id,
-                "method": scope["method"],
-                "path": scope["path"][:200],
-                "status": this.status,
-                "milliseconds": round(seconds * 1000, 3),
-                "model": this.model or None,
-            }
-            with suppress(OSError):  # nobody reads it any more
-                sys.stdout.buffer.write(to_json(line) + b"\n")  # in one piece; a logger would take three times as long
-                sys.stdout.flush()
-
-
-@functools.lru_cache(1)
-def _second(now: int) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now))
+            self.log.write(
+                request_id=this.request_id,
+                method=scope["method"],
+                path=scope["path"][:200],
+                status=this.status,
+                milliseconds=round(seconds * 1000, 3),
+                model=this.model or None,
+            )
 
 
 def request_id(headers: Iterable[tuple[bytes, bytes]]) -> str:

@@ -91,11 +91,11 @@ class Admission:
             return self.closed
         if self.has_room():
             return self._unmeetable(self._seconds_ahead(0), patience)
-        self._overloaded_until = self._clock() + _CALM_SECONDS
+        self._overloaded_until, ahead = self._clock() + _CALM_SECONDS, self._seconds_ahead()
         return QueueFull(
-            f"{self.waiting} samples are waiting, for about {self._seconds_ahead():.1f} s; "
+            f"{self.waiting} samples are waiting, for about {ahead:.1f} s; "
             f"after the queue was full (QUEUE_SAMPLES, {self._bound or 'auto'}), fewer may wait for a while",
-            retry_after_seconds=self._retry_after_seconds(),
+            retry_after_seconds=_retry_after_seconds(ahead),
         )
 
     def slows(self) -> None:
@@ -127,7 +127,7 @@ class Admission:
         return DeadlineUnmeetable(
             f"with what is waiting it may take {_CAUTION * seconds * 1000:.0f} ms; "
             f"the request may wait {patience * 1000:.0f} ms",
-            retry_after_seconds=self._retry_after_seconds(),
+            retry_after_seconds=_retry_after_seconds(self._seconds_ahead()),
         )
 
     def _is_full(self) -> bool:
@@ -153,5 +153,6 @@ class Admission:
         ready = self.requests - self.undecoded
         return self.pace.seconds_ahead(self.running + ready + quick + slow, quick=quick, slow=slow)
 
-    def _retry_after_seconds(self) -> int:
-        return max(1, math.ceil(self._seconds_ahead()))
+
+def _retry_after_seconds(ahead: float) -> int:
+    return max(1, math.ceil(ahead))

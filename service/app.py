@@ -30,6 +30,7 @@ import uvicorn
 from bentoml.exceptions import BentoMLException
 from starlette.requests import ClientDisconnect, Request
 
+from service.access_log import AccessLog
 from service.api import CLIENT_LEFT, TaskRoutes, create_app, mounted
 from service.cards import Task
 from service.catalogue import check_loadable, load_models
@@ -57,6 +58,7 @@ except SettingsError as _error:
 
 API = create_app(SETTINGS)
 _WATCH: ContextVar[Stopwatch] = ContextVar("watch")  # of a call on BentoML's routes, whose methods see no request
+ACCESS_LOG = AccessLog() if SETTINGS.access_log else None
 CONNECTIONS = Connections(metrics.share_folder() / "connections", SETTINGS.worker_count())
 _BEHIND_OURS_SECONDS = 30  # BentoML's own timeout would answer in its own form: it lies this far above ours
 
@@ -130,8 +132,9 @@ class Hosted(bentoml.Service[Any]):  # type: ignore[misc]  # it is untyped
         tasks = TaskRoutes(super().to_asgi(is_main), api=API)
         traces = _traces()
         trace = traces.record if traces else None
-        entrance = access.Access(tasks, log=SETTINGS.access_log, closes=CONNECTIONS.closes, trace=trace)
-        wire.use(CONNECTIONS.pass_on, Door(entrance, lambda: API.state.pipeline, SETTINGS.timeout_ms).turn_away)
+        entrance = access.Access(tasks, log=ACCESS_LOG, closes=CONNECTIONS.closes, trace=trace)
+        API.state.door = Door(entrance, SETTINGS.timeout_ms)
+        wire.use(CONNECTIONS.pass_on, API.state.door.turn_away)
         return entrance
 
 
@@ -176,7 +179,7 @@ class ConvServe:
         for model in models:
             rate = model.engine.warm_up(model.max_batch)
             metrics.CALIBRATED.labels(model.card.key).set(rate)
-        self._pipeline = API.state.pipeline = Pipeline(
+        self._pipeline = API.state.pipeline = API.state.door.pipeline = Pipeline(
             models, SETTINGS, broken=self._give_up, working=CONNECTIONS.working
         )
         memory.settle()
@@ -199,11 +202,13 @@ class ConvServe:
 
     @bentoml.on_shutdown
     async def stop(self) -> None:
-        API.state.pipeline = None
+        API.state.pipeline = API.state.door.pipeline = None
         if self._pipeline is not None:
             await self._pipeline.close()
         if traces := _traces():
             traces.close()
+        if ACCESS_LOG:
+            ACCESS_LOG.flush()
         metrics.WORKERS.set(0)
 
     async def __is_ready__(self) -> bool:

@@ -6,7 +6,7 @@ like all others.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from pydantic_core import to_json
 
@@ -16,7 +16,8 @@ from service.cards import MEDIA_OF_TASK
 from service.pipeline import Pipeline
 from service.stopwatch import Stopwatch
 
-_SAME_IN_ALL = [(b"content-type", PROBLEM_JSON.encode()), *cost(Stopwatch().seconds, batch_size=0)]
+_NOTHING_DONE = Stopwatch()
+_SAME_IN_ALL = [(b"content-type", PROBLEM_JSON.encode()), *cost(_NOTHING_DONE.seconds, batch_size=0)]
 _HEAD = b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: %d\r\nx-request-id: %b\r\nretry-after: %d\r\n" + b"".join(
     b"%b: %b\r\n" % header for header in _SAME_IN_ALL
 )
@@ -25,11 +26,12 @@ _TIMEOUT = re.compile(rb"(?:^|&)timeout_ms=([1-9][0-9]{0,8})(?:&|$)")  # what el
 
 
 class Door:
-    """``access`` records who is turned away; ``pipeline``, once there is one, says who is. Nobody may wait for longer
+    """``access`` records who is turned away; ``pipeline``, while there is one, says who is. Nobody may wait for longer
     than ``timeout_ms``, but for less if the query says so."""
 
-    def __init__(self, access: Access, pipeline: Callable[[], Pipeline | None], timeout_ms: int) -> None:
-        self._access, self._pipeline, self._timeout_ms = access, pipeline, timeout_ms
+    def __init__(self, access: Access, timeout_ms: int) -> None:
+        self.pipeline: Pipeline | None = None
+        self._access, self._timeout_ms = access, timeout_ms
         self._tasks = {f"/{task}".encode(): task for task in MEDIA_OF_TASK}
 
     def turn_away(
@@ -38,7 +40,7 @@ class Door:
         """Status line and headers, and the body, that are the answer to this request; None if it may come in."""
         path, _, query = target.partition(b"?")
         task = self._tasks.get(path) if method == b"POST" else None
-        pipeline = self._pipeline()
+        pipeline = self.pipeline
         if task is None or pipeline is None:
             return None
         stated = _TIMEOUT.search(query)
@@ -48,7 +50,7 @@ class Door:
         if self._access.closes():  # who is to go to another server is told so further in
             return None
         error = pipeline.refuse(task, patience)  # always 503, as the head says
-        this = Visit(request_id(headers), f"/{task}", status=error.status, watch=Stopwatch())
+        this = Visit(request_id(headers), f"/{task}", status=error.status, watch=_NOTHING_DONE)
         body = to_json(problem(error, this.request_id))
         head = _HEAD % (len(body), this.request_id.encode("ascii"), error.retry_after_seconds or 1)
         metrics.count_refusal(this.endpoint, error.slug)

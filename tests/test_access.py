@@ -52,5 +52,5 @@ async def test_what_broke_after_the_answer_began_sends_nothing_more() -> None:
         await send({"type": "http.response.start", "status": 200, "headers": []})
         raise RuntimeError("too late")
 
-    sent = await _call(Access(breaks_late, log=False))
+    sent = await _call(Access(breaks_late))
     assert [message["type"] for message in sent] == ["http.response.start"]

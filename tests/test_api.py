@@ -417,7 +417,7 @@ async def test_only_who_is_told_to_come_later_is_read_later(
 
     statuses: list[int | None] = []
     scope = {"type": "http", "method": "POST", "path": "/classify", "headers": []}
-    await Access(refuses, log=False)(scope, receive, send)
+    await Access(refuses)(scope, receive, send)
     assert statuses == [error.status, None] and scopes == [scope] * told
 
 

@@ -181,6 +181,7 @@ def test_sigterm_lets_what_is_in_flight_finish(tmp_path: Path) -> None:
             answer = client.post("/classify", content=slowly())  # type: ignore[arg-type]
         assert answer.json()[0]["label"] == "11"
         assert server.process.wait(timeout=30) == 0
+    assert '"path":"/classify","status":200' in server.log.read_text(), "the last lines are not lost"
 
 
 def test_after_sigterm_it_is_not_ready_but_still_answers_and_sends_clients_away(tmp_path: Path) -> None:

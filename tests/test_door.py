@@ -48,7 +48,9 @@ def access() -> Iterator[Kept]:
 
 
 def _door(access: Access, pipeline: Full | None) -> Door:
-    return Door(access, lambda: cast(Pipeline | None, pipeline), timeout_ms=30_000)
+    door = Door(access, timeout_ms=30_000)
+    door.pipeline = cast(Pipeline | None, pipeline)
+    return door
 
 
 @pytest.mark.parametrize("target", [b"/classify", b"/classify?top_k=3", b"/classify?"])

@@ -28,7 +28,7 @@ LAYERS = [
     {"engine", "repository", "postprocess"},
     {"decode", "preprocess", "schemas", "providers", "buffers"},
     {"cards", "metrics", "turns"},
-    {"errors", "gpu", "handover", "line", "memory", "pace", "quota", "stopwatch", "threads", "throttle"},
+    {"access_log", "errors", "gpu", "handover", "line", "memory", "pace", "quota", "stopwatch", "threads", "throttle"},
 ]
 
 
