@@ -16,7 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import NamedTuple, cast
 
 from benchmarks.contestants import Post
 
@@ -26,7 +26,7 @@ _DRAIN_SECONDS = 30
 _SEED = 0
 _IN_A_ROW = 5
 _BETWEEN_PROBES_SECONDS = 0.02  # refused at once and asking again at once, a lone client would keep a core busy
-_TICK_SECONDS = 0.001  # what is due before the next is sent together with it
+_TICK_SECONDS = 0.002  # what is due before the next is sent together with it
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 _LAST = re.compile(rb"\r\nconnection: *close", re.IGNORECASE)
 Answered = Callable[[int], None]
@@ -41,8 +41,7 @@ class Stream:
     rate_hz: float
 
 
-@dataclass(frozen=True)
-class Outcome:
+class Outcome(NamedTuple):
     stream: str
     status: int  # of HTTP; BROKEN where there was no answer
     due: float  # in seconds from the beginning
@@ -170,28 +169,28 @@ class Sender:
     async def send(self, streams: Sequence[Stream], seconds: float) -> list[Outcome]:
         """Every request of ``streams`` that is due within ``seconds``; returns when all are answered or given up."""
         requests = {stream.name: encoded(stream.post, self._port) for stream in streams}
+        due = list(arrivals(streams, seconds))
         outcomes: list[Outcome] = []
-        due_in_all = Counter(name for _, name in arrivals(streams, seconds))
         complete = asyncio.Event()
 
-        def answered(name: str, due: float, status: int) -> None:
-            outcomes.append(Outcome(name, status, due, time.perf_counter() - began - due))
-            if len(outcomes) == due_in_all.total():
+        def answered(name: str, at: float, status: int) -> None:
+            outcomes.append(Outcome(name, status, at, time.perf_counter() - began - at))
+            if len(outcomes) == len(due):
                 complete.set()
 
         began = time.perf_counter()
         try:
             async with asyncio.timeout(seconds + _DRAIN_SECONDS):
-                for at, name in arrivals(streams, seconds):
+                for at, name in due:
                     if (early := began + at - time.perf_counter()) > 0:
                         await asyncio.sleep(max(early, _TICK_SECONDS))
                     self._ask(requests[name], functools.partial(answered, name, at))
-                if len(outcomes) < due_in_all.total():
+                if len(outcomes) < len(due):
                     await complete.wait()
         except TimeoutError:  # what is not answered by now counts as broken
             told = Counter(outcome.stream for outcome in outcomes)
-            for name, due in due_in_all.items():
-                outcomes += [Outcome(name, BROKEN, seconds, _DRAIN_SECONDS)] * (due - told[name])
+            for name, number in Counter(name for _, name in due).items():
+                outcomes += [Outcome(name, BROKEN, seconds, _DRAIN_SECONDS)] * (number - told[name])
         return list(outcomes)
 
     async def saturate(self, post: Post, connections: int, seconds: float) -> float:
