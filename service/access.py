@@ -1,10 +1,12 @@
 """What is true of every request, whichever way it takes: an id, a count, a duration, a line in the access log, and an
 answer even where a bug left none. A plain ASGI middleware around BentoML's routes and ours alike."""
 
+import functools
 import logging
 import random
 import re
 import sys
+import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -124,14 +126,21 @@ class Access:
         if self.trace:
             self.trace(scope, this)
         if self.log:
-            self.log.write(
-                request_id=this.request_id,
-                method=scope["method"],
-                path=scope["path"][:200],
-                status=this.status,
-                milliseconds=round(seconds * 1000, 3),
-                model=this.model or None,
-            )
+            line = {
+                "time": _second(int(time.time())),
+                "request_id": this.request_id,
+                "method": scope["method"],
+                "path": scope["path"][:200],
+                "status": this.status,
+                "milliseconds": round(seconds * 1000, 3),
+                "model": this.model or None,
+            }
+            self.log.write(line)
+
+
+@functools.lru_cache(1)
+def _second(now: int) -> str:
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now))
 
 
 def request_id(headers: Iterable[tuple[bytes, bytes]]) -> str:

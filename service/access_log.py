@@ -1,10 +1,8 @@
 """One line of JSON on standard output for each request that is over."""
 
 import asyncio
-import functools
 import io
 import select
-import time
 from contextlib import suppress
 from typing import Any
 
@@ -24,10 +22,10 @@ class AccessLog:
         self._lines = io.BufferedWriter(raw, buffer_size=select.PIPE_BUF)
         self._called = False  # what is held back is about to be written
 
-    def write(self, **told: Any) -> None:
-        """``told`` and the time, if it is no longer than PIPE_BUF; in a running event loop."""
+    def write(self, line: dict[str, Any]) -> None:
+        """Of no more than PIPE_BUF bytes; in a running event loop."""
         with suppress(OSError):  # nobody reads it any more
-            self._lines.write(to_json({"time": _second(int(time.time())), **told}) + b"\n")
+            self._lines.write(to_json(line) + b"\n")
         if not self._called:
             self._called = True
             asyncio.get_running_loop().call_later(_SECONDS, self.flush)
@@ -36,8 +34,3 @@ class AccessLog:
         self._called = False
         with suppress(OSError):
             self._lines.flush()
-
-
-@functools.lru_cache(1)
-def _second(now: int) -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now))

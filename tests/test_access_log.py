@@ -45,19 +45,18 @@ async def _read(reader: Reader) -> list[bytes]:
 async def test_lines_that_come_soon_after_one_another_are_written_together(reader: Reader) -> None:
     log = AccessLog(reader.descriptor)
     for number in range(3):
-        log.write(path="/Ω", status=number)
+        log.write({"path": "/Ω", "status": number})
     (written,) = await _read(reader)
     lines = [json.loads(line) for line in written.splitlines()]
     assert [(line["path"], line["status"]) for line in lines] == [("/Ω", 0), ("/Ω", 1), ("/Ω", 2)]
-    assert all(len(line["time"]) == len("2026-01-31T12:00:00Z") for line in lines)
-    log.write(status=3)
+    log.write({"status": 3})
     assert len(await _read(reader)) == 1, "it goes on"
 
 
 async def test_a_line_is_never_written_in_pieces(reader: Reader) -> None:
     log = AccessLog(reader.descriptor)
     for number in range(100):
-        log.write(path="/" + "x" * (7 * number % 200), status=number)
+        log.write({"path": "/" + "x" * (7 * number % 200), "status": number})
     early = reader.read()
     assert early, "more than a pipe keeps whole is not held back"
     written = early + await _read(reader)
@@ -69,14 +68,14 @@ async def test_where_nobody_reads_any_more_nothing_fails(reader: Reader) -> None
     log = AccessLog(reader.descriptor)
     reader.close()
     for _ in range(100):
-        log.write(path="x" * 200)
+        log.write({"path": "x" * 200})
     await asyncio.sleep(0.1)
-    log.write(path="x")
+    log.write({"path": "x"})
 
 
 async def test_what_is_held_back_in_the_end_is_written_when_asked_for(reader: Reader) -> None:
     log = AccessLog(reader.descriptor)
-    log.write(status=200)
+    log.write({"status": 200})
     assert not reader.read()
     log.flush()
     assert json.loads(reader.read()[0])["status"] == 200
