@@ -29,8 +29,10 @@ class Door:
     """``access`` records who is turned away; ``pipeline``, while there is one, says who is. Nobody may wait for longer
     than ``timeout_ms``, but for less if the query says so."""
 
+    # The same as the app's: to look it up in Starlette's state for each request takes an eighth of ``turn_away``.
+    pipeline: Pipeline | None = None
+
     def __init__(self, access: Access, timeout_ms: int) -> None:
-        self.pipeline: Pipeline | None = None
         self._access, self._timeout_ms = access, timeout_ms
         self._tasks = {f"/{task}".encode(): task for task in MEDIA_OF_TASK}
 
