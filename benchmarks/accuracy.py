@@ -21,7 +21,7 @@ from tqdm import tqdm
 from models.datasets import VOID, DatasetError, category_folders, judged_splits, read_categories
 from models.evaluate import classification_metrics, intersection_over_union
 from models.recipes import RECIPES
-from service.cards import Metric, ModelCard
+from service.repository.card import Metric, ModelCard
 
 CLIENTS = 4
 _T = TypeVar("_T")

@@ -16,7 +16,7 @@ from benchmarks.measuring import Plan, loaded, memory, started, warm
 from benchmarks.networks import Network, together
 from benchmarks.openloop import GOOD, LATE, REFUSED, Outcome, Sender, Stream, patient, percentile
 from benchmarks.results import Measurement
-from service.repository import BUNDLED
+from service.repository.folder import BUNDLED
 
 _BUSY_CONNECTIONS = 64
 _SATURATING = (16, 64)

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from benchmarks.gpu_networks import Network
 from models.architectures.audio_cnn import FilterBank
-from service.buffers import BoundBatch, CudaMemory
-from service.cards import Precision
-from service.providers import CPU, Device, GpuOptions, open_session
+from service.engines.gpu_batches import BoundBatch, CudaMemory
+from service.engines.providers import CPU, Device, GpuOptions, open_session
+from service.repository.card import Precision
 
 
 class Runs(NamedTuple):

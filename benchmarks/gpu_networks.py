@@ -19,7 +19,7 @@ from models.graph import SERVED, Served
 from models.half import to_float16
 from models.inspect import complexity
 from models.pretrained import random_pictures
-from service.cards import (
+from service.repository.card import (
     AudioPreprocess,
     Complexity,
     Dataset,
@@ -32,7 +32,7 @@ from service.cards import (
     Training,
     VideoPreprocess,
 )
-from service.repository import GRAPH, file_entry
+from service.repository.folder import GRAPH, file_entry
 
 _SEED = 0
 _AUDIO_RATE_HZ = 8000

@@ -18,11 +18,11 @@ import torch
 from benchmarks.gpu_networks import Network
 from benchmarks.load import LoadError, measure
 from benchmarks.networks import ROOT, photograph
-from service.cards import ImagePreprocess, ModelCard
-from service.decode import Limits
-from service.decode.image import decode_image
-from service.preprocess import decoded_shorter_side, image_sample
-from service.repository import publish
+from service.media import Limits
+from service.media.image import decode_image
+from service.media.samples import decoded_shorter_side, image_sample
+from service.repository.card import ImagePreprocess, ModelCard
+from service.repository.folder import publish
 from service.settings import usable_cores
 
 _CONNECTIONS = (16, 64, 256)

@@ -6,9 +6,9 @@ python -m benchmarks.models
 import statistics
 import time
 
-from service.cards import ModelCard
-from service.engine import Engine
-from service.repository import BUNDLED, StoredModel, find_models, read_graph
+from service.engines.onnxruntime import Engine
+from service.repository.card import ModelCard
+from service.repository.folder import BUNDLED, StoredModel, find_models, read_graph
 
 RUNS = 50
 

@@ -11,8 +11,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from service.cards import ModelCard
-from service.repository import BUNDLED, CARD, find_models
+from service.repository.card import ModelCard
+from service.repository.folder import BUNDLED, CARD, find_models
 
 ROOT = Path(__file__).resolve().parent.parent
 WORK = ROOT / ".bench"  # everything that the benchmark makes and keeps: environments, models, logs

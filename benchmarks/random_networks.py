@@ -16,9 +16,9 @@ from models.inspect import complexity
 from models.pretrained import random_pictures
 from models.published import CATEGORIES
 from models.weights import read_categories
-from service.cards import Dataset, ImagePreprocess, ModelCard, Parity, Training
-from service.engine import Engine
-from service.repository import GRAPH, file_entry, publish
+from service.engines.onnxruntime import Engine
+from service.repository.card import Dataset, ImagePreprocess, ModelCard, Parity, Training
+from service.repository.folder import GRAPH, file_entry, publish
 
 SEED = 0
 

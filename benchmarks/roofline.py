@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import torch
 
-from service.cards import Complexity
+from service.repository.card import Complexity
 
 # Dense, by NVIDIA's datasheets, with float32 sums: TFLOP/s in float16 and in float32 (as TF32 where there is such), and
 # GB/s of memory. By a part of the device's name, the more particular first.

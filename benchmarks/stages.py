@@ -14,14 +14,14 @@ from typing import Any, NamedTuple, Self, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from service import postprocess
-from service.cards import AudioPreprocess, ImagePreprocess, ModelCard
-from service.decode import Limits
-from service.decode.audio import decode_audio
-from service.decode.image import decode_image
-from service.decode.video import decode_video
-from service.engine import Engine, Outputs
-from service.preprocess import Region, Windows, audio_windows, decoded_shorter_side, image_sample, video_windows
+from service.engines.onnxruntime import Engine, Outputs
+from service.media import Limits
+from service.media.audio import decode_audio
+from service.media.image import decode_image
+from service.media.samples import Region, Windows, audio_windows, decoded_shorter_side, image_sample, video_windows
+from service.media.video import decode_video
+from service.repository.card import AudioPreprocess, ImagePreprocess, ModelCard
+from service.tasks import answers as postprocess
 
 TOP_K = 5
 _LIMITS = Limits()

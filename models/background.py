@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from service.decode import Limits
-from service.decode.audio import decode_audio
+from service.media import Limits
+from service.media.audio import decode_audio
 
 RATE_HZ = 8000  # that of the Free Spoken Digit Dataset
 _SECONDS = (1.0, 1.6)  # how long a piece or noise is

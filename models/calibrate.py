@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from models.datasets import VOID, Example, placed_mask
 from models.graph import Served
-from service.cards import Task
+from service.repository.card import Task
 
 LEAST_EXAMPLES = 50  # files; fewer tell nothing about one answer in ten
 _PIXELS = 2000  # of each picture, by chance: neighbours say the same

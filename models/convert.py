@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from models.evaluate import Predict
 from models.graph import Served
 from models.half import to_float16
-from service.cards import OUTPUTS_OF_TASK, Metric, Parity, Precision, Task, TensorSpec
+from service.repository.card import OUTPUTS_OF_TASK, Metric, Parity, Precision, Task, TensorSpec
 
 OPSET = 18
 PARITY_BATCHES = (1, 3, 8)

@@ -17,19 +17,19 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from service.cards import AudioPreprocess, ImagePreprocess, Preprocess, VideoPreprocess
-from service.decode import Limits
-from service.decode.audio import decode_audio
-from service.decode.image import decode_image
-from service.decode.video import decode_video
 from service.errors import ServiceError
-from service.preprocess import (
+from service.media import Limits
+from service.media.audio import decode_audio
+from service.media.image import decode_image
+from service.media.samples import (
     Region,
     audio_windows,
     decoded_shorter_side,
     image_sample,
     video_windows,
 )
+from service.media.video import decode_video
+from service.repository.card import AudioPreprocess, ImagePreprocess, Preprocess, VideoPreprocess
 
 VOID = 255
 _LIMITS = Limits()

@@ -20,10 +20,10 @@ from models.calibrate import expected_calibration_error
 from models.datasets import VOID, DatasetError, Example, judged_splits, placed_mask
 from models.graph import Served
 from models.runs import CHECKPOINT, Run, load_examples
-from service.cards import Metric, ModelCard, Preprocess, Task
-from service.engine import Engine
+from service.engines.onnxruntime import Engine
 from service.errors import ModelRefused
-from service.repository import CARD, StoredModel, read_graph
+from service.repository.card import Metric, ModelCard, Preprocess, Task
+from service.repository.folder import CARD, StoredModel, read_graph
 
 CALIBRATION_ERROR = "expected calibration error"
 Outputs = tuple[NDArray[np.generic], ...]

@@ -30,7 +30,8 @@ from models.inspect import complexity
 from models.options import PRECISIONS, add_precision, model_name
 from models.recipes import RECIPES, Recipe
 from models.runs import Run, hardware, held_out_examples, load_examples
-from service.cards import (
+from service.engines.onnxruntime import Engine
+from service.repository.card import (
     Calibration,
     Metric,
     ModelCard,
@@ -38,8 +39,7 @@ from service.cards import (
     Precision,
     Training,
 )
-from service.engine import Engine
-from service.repository import BUNDLED, GRAPH, file_entry, next_version, publish
+from service.repository.folder import BUNDLED, GRAPH, file_entry, next_version, publish
 
 
 def export(

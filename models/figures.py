@@ -20,7 +20,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
-from service.cards import Colour
+from service.repository.card import Colour
 
 Picture = NDArray[np.uint8]  # (H, W, 3)
 

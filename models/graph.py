@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from service.cards import Task
+from service.repository.card import Task
 
 # Colour means and deviations of ImageNet's photographs, in 0..255, as torchvision's published weights expect them.
 IMAGENET_MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)

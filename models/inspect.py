@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from models.architectures import ARCHITECTURES
 from models.recipes import RECIPES
 from models.runs import CHECKPOINT, Run
-from service.cards import AudioPreprocess, Complexity, Layer, ModelCard, Preprocess, VideoPreprocess
-from service.repository import BUNDLED, CARD, find_models
+from service.repository.card import AudioPreprocess, Complexity, Layer, ModelCard, Preprocess, VideoPreprocess
+from service.repository.folder import BUNDLED, CARD, find_models
 
 INPUTS: dict[str, tuple[int, ...]] = {  # what each network was made for, channels first
     "alexnet": (3, 224, 224),

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable
 from contextlib import suppress
 
-from service.cards import NAME_PATTERN, Precision
+from service.repository.card import NAME_PATTERN, Precision
 
 PRECISIONS: dict[str, Precision] = {"fp32": "float32", "fp16": "float16"}
 

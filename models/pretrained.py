@@ -30,7 +30,9 @@ from models.options import PRECISIONS, add_precision, model_name
 from models.published import CATEGORIES, PRETRAINED, Pretrained
 from models.runs import hardware
 from models.weights import WeightsError, build_network, categories_told_apart, download, read_categories, read_weights
-from service.cards import (
+from service.engines.onnxruntime import Engine
+from service.errors import ModelRefused
+from service.repository.card import (
     Colour,
     Dataset,
     ImagePreprocess,
@@ -41,9 +43,7 @@ from service.cards import (
     Training,
     VideoPreprocess,
 )
-from service.engine import Engine
-from service.errors import ModelRefused
-from service.repository import BUNDLED, GRAPH, file_entry, next_version, publish
+from service.repository.folder import BUNDLED, GRAPH, file_entry, next_version, publish
 
 MASK_VALUES = 256
 _SERVED = {"classify": ServedClassifier, "segment": ServedSegmenter, "video": ServedWatcher}

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from models.graph import IMAGENET_MEAN, IMAGENET_STD, KINETICS_MEAN, KINETICS_STD
-from service.cards import Dataset, ImagePreprocess, Task, VideoPreprocess
-from service.repository import file_entry
+from service.repository.card import Dataset, ImagePreprocess, Task, VideoPreprocess
+from service.repository.folder import file_entry
 
 ADDRESS = "https://download.pytorch.org/models/"
 CATEGORIES = Path(__file__).resolve().parent / "categories"

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from service.cards import AudioPreprocess, Colour, Dataset, ImagePreprocess, Preprocess, Task, VideoPreprocess
+from service.repository.card import AudioPreprocess, Colour, Dataset, ImagePreprocess, Preprocess, Task, VideoPreprocess
 
 
 @dataclass(frozen=True)

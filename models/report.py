@@ -36,9 +36,9 @@ from models.evaluate import (
 )
 from models.figures import Bin, Group, Heading, Scene, Tile
 from models.runs import Run, load_examples
-from service.cards import AudioPreprocess, Colour, Metric, ModelCard, Preprocess, Task, VideoPreprocess
 from service.errors import ModelRefused
-from service.repository import CARD
+from service.repository.card import AudioPreprocess, Colour, Metric, ModelCard, Preprocess, Task, VideoPreprocess
+from service.repository.folder import CARD
 
 _BINS = 15  # of confidence, as the calibration error has them
 _ROWS = 2  # of samples, wrong and right ones each

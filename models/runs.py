@@ -12,7 +12,7 @@ from models.architectures import ARCHITECTURES
 from models.datasets import VOID, DatasetError, Example, category_folders, load_labelled, load_masked, read_categories
 from models.graph import SERVED, Served, ServedClassifier
 from models.recipes import RECIPES, Recipe, Source
-from service.cards import ImagePreprocess, Preprocess, Task
+from service.repository.card import ImagePreprocess, Preprocess, Task
 
 CHECKPOINT = "checkpoint.pt"
 _HELD_OUT = 1000  # files are enough to calibrate on

@@ -34,7 +34,7 @@ from models.runs import (
     split_examples,
 )
 from models.trainer import Trainer
-from service.cards import AudioPreprocess, ImagePreprocess, VideoPreprocess
+from service.repository.card import AudioPreprocess, ImagePreprocess, VideoPreprocess
 
 _FEW_STEPS = 100  # with fewer, a network that starts from nothing has hardly begun
 

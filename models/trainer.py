@@ -19,7 +19,7 @@ from models.datasets import VOID, Example, placed_mask
 from models.graph import SERVED, Served
 from models.recipes import Recipe
 from models.runs import Run, build_network, hardware
-from service.cards import AudioPreprocess, ImagePreprocess, Task, VideoPreprocess
+from service.repository.card import AudioPreprocess, ImagePreprocess, Task, VideoPreprocess
 
 # With these instructions bfloat16 takes about half the time of float32; without them it takes longer.
 _CPU_MULTIPLIES_BFLOAT16 = bool(torch.cpu._is_avx512_bf16_supported())

@@ -16,35 +16,32 @@ from http import HTTPStatus
 from multiprocessing.connection import Connection
 from typing import Any
 
-from service import (  # metrics before BentoML: it chooses the folder that the series are shared in
-    access,
-    launch,
-    memory,
-    metrics,
-    threads,
-    wire,
-)
+from service import launch, memory
+from service.http import connection as wire
+from service.http import middleware as access
+from service.scheduling import threads
+from service.telemetry import metrics  # before BentoML: it chooses the folder that the series are shared in
 
 import bentoml  # isort: skip
 import uvicorn
 from bentoml.exceptions import BentoMLException
 from starlette.requests import ClientDisconnect, Request
 
-from service.access_log import AccessLog
-from service.api import CLIENT_LEFT, TaskRoutes, create_app, mounted
-from service.cards import Task
-from service.catalogue import check_loadable, load_models
-from service.connections import Connections
-from service.door import Door
-from service.engine import CPU, DeviceUnusable
+from service.engines.onnxruntime import CPU, DeviceUnusable
 from service.errors import BodyTimeout, EmptyBody, NotReady, ServiceError
-from service.handover import Handover
-from service.inputs import counted
+from service.http.balance import Connections
+from service.http.body import counted
+from service.http.handoff import Handover
+from service.http.load_shedding import Door
+from service.http.routes import CLIENT_LEFT, TaskRoutes, create_app, mounted
 from service.pipeline import Body, Pipeline
+from service.repository.card import Task
+from service.repository.registry import check_loadable, load_models
 from service.schemas import ClassifyParameters, Parameters, Prediction, Segment, SegmentParameters, WindowParameters
 from service.settings import Settings, SettingsError
-from service.stopwatch import Stopwatch
-from service.traces import Traces, exporter_name
+from service.telemetry.access_log import AccessLog
+from service.telemetry.stages import Stopwatch
+from service.telemetry.tracing import Traces, exporter_name
 
 logger = logging.getLogger("convserve")
 access.set_up_logging()

@@ -8,20 +8,19 @@ from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 
-from service import postprocess
-from service.admission import Admission
-from service.batcher import Batcher
-from service.cards import AudioPreprocess, ImagePreprocess, ModelCard, Task, VideoPreprocess
-from service.catalogue import Catalogue, LoadedModel
-from service.decode import Limits, audio, cost, mp4, video
-from service.decode.audio import decode_audio
-from service.decode.image import Picture, decode_image
-from service.decode.video import decode_video
-from service.engine import CPU
+from service.engines.onnxruntime import CPU
 from service.errors import CorruptMedia, DeadlineUnmeetable, EmptyBody, MediaTooLarge, NotReady, QueueFull
-from service.metrics import ModelSeries
-from service.place import Place, Result
-from service.preprocess import ImageSample, Windows, audio_windows, decoded_shorter_side, image_sample, video_windows
+from service.media import Limits, audio, cost, mp4, video
+from service.media.audio import decode_audio
+from service.media.image import Picture, decode_image
+from service.media.samples import ImageSample, Windows, audio_windows, decoded_shorter_side, image_sample, video_windows
+from service.media.video import decode_video
+from service.repository.card import AudioPreprocess, ImagePreprocess, ModelCard, Task, VideoPreprocess
+from service.repository.registry import Catalogue, LoadedModel
+from service.scheduling.admission import Admission
+from service.scheduling.batcher import Batcher
+from service.scheduling.queued_request import Place, Result
+from service.scheduling.threads import workers
 from service.schemas import (
     ClassifyParameters,
     Parameters,
@@ -32,8 +31,9 @@ from service.schemas import (
     WindowParameters,
 )
 from service.settings import Settings
-from service.stopwatch import Stopwatch, now
-from service.threads import workers
+from service.tasks import answers as postprocess
+from service.telemetry.metrics import ModelSeries
+from service.telemetry.stages import Stopwatch, now
 
 Body = list[Prediction] | list[Segment] | Timeline | bytes  # bytes: a PNG
 Form = Literal["json", "png"]

@@ -9,10 +9,10 @@ import pynvml
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from service.cards import MEDIA_OF_TASK
-from service.decode import Limits
-from service.engine import Device, GpuOptions
-from service.repository import BUNDLED
+from service.engines.onnxruntime import Device, GpuOptions
+from service.media import Limits
+from service.repository.card import MEDIA_OF_TASK
+from service.repository.folder import BUNDLED
 
 PREFIX = "CONVSERVE_"
 _LIMITS = Limits()

@@ -24,9 +24,9 @@ from typing import NamedTuple
 
 import onnxruntime as ort
 
-from service.catalogue import LoadedModel, load_models
-from service.engine import CPU, DeviceUnusable, Engine
+from service.engines.onnxruntime import CPU, DeviceUnusable, Engine
 from service.launch import TUNED
+from service.repository.registry import LoadedModel, load_models
 from service.settings import PREFIX, Settings, SettingsError, usable_cores
 
 _ENOUGH = 0.97  # of the best rate: a smaller batch answers sooner and takes less memory

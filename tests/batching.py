@@ -7,10 +7,10 @@ from collections.abc import Awaitable, Callable, Sequence
 
 import numpy as np
 
-from service.batcher import Batcher
-from service.engine import Outputs
-from service.isolation import Sample
-from service.metrics import ModelSeries
+from service.engines.onnxruntime import Outputs
+from service.scheduling.batcher import Batcher
+from service.scheduling.isolation import Sample
+from service.telemetry.metrics import ModelSeries
 
 POISON = 255.0
 LAST = 99.0

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from models.recipes import RECIPES, Recipe
-from service.cards import AudioPreprocess, ImagePreprocess, Task, VideoPreprocess
+from service.repository.card import AudioPreprocess, ImagePreprocess, Task, VideoPreprocess
 
 RATE_HZ = 8000
 COLOURS = {"green": (20, 200, 40), "red": (220, 30, 30)}

@@ -14,7 +14,7 @@ from models.architectures import ARCHITECTURES
 from models.architectures.resnet import BasicBlock, ResNet
 from models.pretrained import main
 from models.published import PRETRAINED
-from service.cards import ImagePreprocess
+from service.repository.card import ImagePreprocess
 
 ONE_EACH = (1, 1, 1, 1)
 PETS = ("cat", "dog", "newt")

@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from service.repository import BUNDLED
+from service.repository.folder import BUNDLED
 from tests import graphs
 from tests.samples import grey_png, square_wav
 from tests.serving import ROOT, environment, free_port, serving, start_and_fail

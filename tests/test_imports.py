@@ -33,7 +33,7 @@ LAYERS = [
 
 
 def _name(path: Path) -> str:
-    """``service/decode/image.py`` -> ``service.decode.image``"""
+    """``service/media/image.py`` -> ``service.media.image``"""
     parts = path.relative_to(ROOT).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
@@ -61,9 +61,14 @@ def test_imports_keep_the_rules(path: Path) -> None:
     if name.startswith("service"):
         assert not roots & {"torch", "torchvision", "models"}
         assert ("bentoml" in roots) <= (name == "service.app")
-        assert not roots & HTTP or name in {"service.app", "service.api", "service.inputs", "service.wire"}
-        if name.split(".")[-1] in PURE or name.startswith("service.decode"):
-            assert not any(module.startswith(("service.metrics", "service.settings")) for module in imported)
+        assert not roots & HTTP or name in {
+            "service.app",
+            "service.http.routes",
+            "service.http.body",
+            "service.http.connection",
+        }
+        if name.split(".")[-1] in PURE or name.startswith("service.media"):
+            assert not any(module.startswith(("service.telemetry.metrics", "service.settings")) for module in imported)
     if name.startswith("models"):
         used = {module.split(".")[1] for module in imported if module.startswith("service.")}
         assert used <= TRAINING_MAY_USE

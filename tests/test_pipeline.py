@@ -8,17 +8,18 @@ from typing import Any, cast
 
 import pytest
 
-from service.admission import Admission
-from service.cards import ModelCard
-from service.catalogue import LoadedModel, load_models
-from service.decode.image import Picture, decode_image
-from service.decode.video import decode_video
-from service.engine import CPU, Engine
+from service.engines.onnxruntime import CPU, Engine
 from service.errors import CorruptMedia, DeadlineUnmeetable, QueueFull, ServiceError
+from service.media.image import Picture, decode_image
+from service.media.video import decode_video
 from service.pipeline import Pipeline
+from service.repository.card import ModelCard
+from service.repository.registry import LoadedModel, load_models
+from service.scheduling.admission import Admission
 from service.schemas import ClassifyParameters, WindowParameters
 from service.settings import Settings
-from tests import graphs, media
+from tests import graphs
+from tests import synthetic as media
 from tests.samples import grey_png
 
 

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from service import settings as module
-from service.decode import Limits
+from service.media import Limits
 from service.settings import Settings, SettingsError, usable_cores
 
 README = Path(__file__).resolve().parent.parent / "README.md"

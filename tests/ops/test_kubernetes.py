@@ -15,10 +15,10 @@ import pytest
 import yaml
 from prometheus_client.metrics import MetricWrapperBase
 
-from service import metrics
-from service.access import _FIXED
+from service.http.middleware import _FIXED
 from service.launch import _GRACE_SECONDS
 from service.settings import PREFIX, Settings, SettingsError
+from service.telemetry import metrics
 from tests.serving import ROOT
 
 DOCKER = ROOT / "docker"

@@ -1,0 +1,127 @@
+"""Decoded media + what the card states -> samples without a batch axis. Training and serving both come through here."""
+
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from service.repository.card import AudioPreprocess, ImagePreprocess, VideoPreprocess
+
+_GREY = 114  # what surrounds a padded picture; about the mean of photographs
+
+
+class Region(NamedTuple):
+    """Where in a padded sample the picture lies, in pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+class ImageSample(NamedTuple):
+    sample: NDArray[np.uint8]  # (H, W, 3)
+    region: Region
+
+
+class Windows(NamedTuple):
+    """Windows of a long sound or clip; all arrays have the same length.
+
+    ``weights`` says how much each window counts in the answer for the whole: a sound's windows by their energy, so that
+    the silence around a word does not outvote it; a clip's all the same.
+    """
+
+    samples: list[NDArray[np.float32]] | list[NDArray[np.uint8]]
+    spans: list[tuple[float, float]]  # seconds
+    weights: NDArray[np.float64]
+
+
+def image_sample(picture: Image.Image, spec: ImagePreprocess) -> ImageSample:
+    """RGB of any size -> one of ``spec.sizes``, antialiased."""
+    if spec.resize == "crop":
+        assert spec.shorter_side is not None  # the card checked it
+        return _cropped(picture, spec.sizes[0], spec.shorter_side)
+    return _padded(picture, _size_for(picture, spec.sizes))
+
+
+def decoded_shorter_side(spec: ImagePreprocess) -> int:
+    """The shorter side that a picture must have after decoding, so that none is enlarged for ``image_sample``."""
+    return spec.shorter_side or max(min(size) for size in spec.sizes)
+
+
+def _cropped(picture: Image.Image, size: tuple[int, int], shorter_side: int) -> ImageSample:
+    """Scales the shorter side to ``shorter_side`` and cuts out the middle, as one resampling of a box of the source."""
+    scale = min(picture.size) / shorter_side
+    height, width = size
+    # Rounding can put the box a hair outside of the picture, which Pillow refuses.
+    left, top = max(0.0, (picture.width - width * scale) / 2), max(0.0, (picture.height - height * scale) / 2)
+    box = (left, top, min(left + width * scale, picture.width), min(top + height * scale, picture.height))
+    sample = picture.resize((width, height), Image.Resampling.BILINEAR, box=box)
+    return ImageSample(np.asarray(sample), Region(0, 0, height, width))
+
+
+def _size_for(picture: Image.Image, sizes: tuple[tuple[int, int], ...]) -> tuple[int, int]:
+    """The size that the picture fills best."""
+
+    def filled(size: tuple[int, int]) -> float:
+        height, width = size
+        aspect = (picture.width / picture.height) / (width / height)
+        return min(aspect, 1 / aspect)
+
+    return max(sizes, key=filled)
+
+
+def _padded(picture: Image.Image, size: tuple[int, int]) -> ImageSample:
+    """Scales the whole picture into ``size`` and centres it on grey."""
+    scale = min(size[0] / picture.height, size[1] / picture.width)
+    height, width = max(1, round(picture.height * scale)), max(1, round(picture.width * scale))
+    region = Region((size[0] - height) // 2, (size[1] - width) // 2, height, width)
+    sample = np.full((*size, 3), _GREY, np.uint8)
+    resized = picture.resize((width, height), Image.Resampling.BILINEAR)
+    sample[region.top : region.top + height, region.left : region.left + width] = np.asarray(resized)
+    return ImageSample(sample, region)
+
+
+def audio_windows(sound: NDArray[np.float32], spec: AudioPreprocess) -> Windows:
+    """(T,) mono at ``spec.sample_rate_hz`` -> windows (1, window_samples); a short sound is centred in silence.
+
+    The last window ends where the sound ends, so that no window holds silence that was not recorded.
+    """
+    length, seconds = spec.window_samples, len(sound) / spec.sample_rate_hz
+    if len(sound) < length:
+        before = (length - len(sound)) // 2
+        sound = np.pad(sound, (before, length - len(sound) - before))
+    starts = _starts(len(sound), length, max(1, round(spec.hop_seconds * spec.sample_rate_hz)))
+    samples = [sound[None, start : start + length] for start in starts]
+    spans = _spans(starts, length, spec.sample_rate_hz, seconds)
+    energies = np.array([float(np.mean(np.square(sample, dtype=np.float64))) for sample in samples])
+    return Windows(samples, spans, energies if energies.sum() > 0 else np.ones(len(samples)))
+
+
+def video_windows(frames: NDArray[np.uint8], spec: VideoPreprocess) -> Windows:
+    """(T, H, W, 3) at ``spec.frame_rate_hz``, shorter side ``spec.shorter_side`` -> windows (frames, *size, 3), the
+    middle of the picture. A short clip holds its last frame."""
+    (height, width), seconds = spec.size, len(frames) / spec.frame_rate_hz
+    top, left = (frames.shape[1] - height) // 2, (frames.shape[2] - width) // 2
+    frames = frames[:, top : top + height, left : left + width]
+    if len(frames) < spec.frames:
+        frames = np.concatenate([frames, np.repeat(frames[-1:], spec.frames - len(frames), axis=0)])
+    starts = _starts(len(frames), spec.frames, max(1, round(spec.hop_seconds * spec.frame_rate_hz)))
+    samples = [frames[start : start + spec.frames] for start in starts]
+    spans = _spans(starts, spec.frames, spec.frame_rate_hz, seconds)
+    return Windows(samples, spans, np.ones(len(samples)))
+
+
+def _starts(total: int, length: int, hop: int) -> list[int]:
+    """Where windows begin: every ``hop``, and one that ends at the end."""
+    starts = list(range(0, total - length + 1, hop))
+    if starts[-1] + length < total:
+        starts.append(total - length)
+    return starts
+
+
+def _spans(starts: list[int], length: int, rate_hz: float, seconds: float) -> list[tuple[float, float]]:
+    """Each window's beginning and end in seconds, within the ``seconds`` that were recorded."""
+    ends = [min((start + length) / rate_hz, seconds) for start in starts]
+    return [(round(start / rate_hz, 3), round(end, 3)) for start, end in zip(starts, ends, strict=True)]
