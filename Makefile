@@ -27,13 +27,8 @@ $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or later is needed; name it: make PYTHON=python3.11"; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "venv is missing; on Debian: apt-get install python3-venv"; exit 1; }
 
-# Only what serving needs; torch is not among it.
-$(VENV)/serve.stamp: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable .
-	@touch $@
-
-$(VENV)/dev.stamp: pyproject.toml | $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+$(VENV)/%.stamp: requirements/%.txt pyproject.toml requirements/install.sh | $(BIN)/python
+	@requirements/install.sh $(VENV) $*
 	@touch $@ $(VENV)/serve.stamp
 
 serve: $(VENV)/serve.stamp
@@ -69,10 +64,8 @@ image:
 		--build-arg VERSION=$$(sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml) \
 		--build-arg REVISION=$$(git describe --always --dirty --abbrev=40) $(OPTIONS) .
 
-LOCK := uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --custom-compile-command 'make lock' $(OPTIONS)
 lock: $(VENV)/dev.stamp
-	$(BIN)/$(LOCK) pyproject.toml --overrides docker/cpu.overrides --output-file docker/requirements-cpu.txt
-	$(BIN)/$(LOCK) pyproject.toml --extra gpu --output-file docker/requirements-gpu.txt
+	requirements/lock.sh $(VENV) $(OPTIONS)
 
 bench: $(VENV)/dev.stamp
 	$(BIN)/python -m benchmarks.bench $(OPTIONS)
