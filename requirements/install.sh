@@ -21,7 +21,7 @@ train | dev) size="400 MB, some minutes; gigabytes more where PyTorch comes with
 *) size="some gigabytes, many minutes" ;;
 esac
 [ "$extra" = serve ] && name= || name="[$extra]"
-echo "Installing convserve$name with ONNX Runtime for the $build into $1: $size"
+echo "Installing convserve$name with ONNX Runtime for the $(echo "$build" | tr '[:lower:]' '[:upper:]') into $1: $size"
 
 # Both builds are the same Python package: one would leave half of the other behind.
 [ "$build" = cpu ] && other=onnxruntime-gpu || other=onnxruntime

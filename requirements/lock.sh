@@ -13,9 +13,7 @@ lock() {
         --custom-compile-command 'make lock' "$@"
 }
 
-builds=$("$venv/bin/python" -c 'import tomllib
-print("\n".join(tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"]))')
-with_builds() { echo "$builds" | lock pyproject.toml - --no-annotate "$@"; }
+with_builds() { "$venv/bin/python" requirements/builds.py | lock pyproject.toml - --no-annotate "$@"; }
 
 for extra in serve gpu tensorrt train dev; do
     [ $extra = serve ] && option= || option="--extra $extra"
