@@ -14,3 +14,5 @@ calibrate     a checkpoint -> the temperature of its scores
 export        a checkpoint -> model.onnx and card.json            by graph, convert and half; then published
 pretrained    weights from elsewhere -> the same                  by weights; published says what torchvision has
 """
+
+import service  # noqa: F401  # before ONNX Runtime, which it keeps from telling anybody that it runs

@@ -9,3 +9,9 @@ pipeline      the stages in order, each timed once by a stopwatch
   batcher     samples -> batches -> outputs                       each model's queue: admission, decoding, isolation
   postprocess outputs -> labels, masks, timelines
 """
+
+import os
+
+# Nobody is told that, or what, is served here. ONNX Runtime reads its variable while it is imported.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")

@@ -1,3 +1,5 @@
+"""python -m service [--help | --version]"""
+
 from service.launch import serve
 
 serve()

@@ -14,6 +14,7 @@ import time
 from contextvars import ContextVar
 from http import HTTPStatus
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 from service import launch, memory
@@ -57,6 +58,13 @@ API = create_app(SETTINGS)
 _WATCH: ContextVar[Stopwatch] = ContextVar("watch")  # of a call on BentoML's routes, whose methods see no request
 ACCESS_LOG = AccessLog() if SETTINGS.access_log else None
 CONNECTIONS = Connections(metrics.share_folder() / "connections", SETTINGS.worker_count())
+_SAMPLES = Path(__file__).resolve().parent.parent / "samples"
+_SAMPLE_OF: dict[Task, str] = {
+    "classify": "cat.jpg",
+    "segment": "tower.jpg",
+    "audio": "seven.wav",
+    "video": "pan-left.mp4",
+}
 _BEHIND_OURS_SECONDS = 30  # BentoML's own timeout would answer in its own form: it lies this far above ours
 
 
@@ -195,7 +203,8 @@ class ConvServe:
         metrics.WORKER_STARTS.inc()
         listing = ", ".join(f"{model.card.key} on {model.engine.provider}" for model in models)
         logger.info("worker %d is ready after %.1f s: %s", os.getpid(), time.monotonic() - began, listing)
-        launch.announce(metrics.share_folder())
+        samples = {f"/{task}": _SAMPLES / _SAMPLE_OF[task] for task in self._pipeline.catalogue.tasks()}
+        launch.announce(metrics.share_folder(), samples)
 
     @bentoml.on_shutdown
     async def stop(self) -> None:

@@ -1,34 +1,45 @@
-"""Starts the service as ``make serve`` and the container do, and says what to try once it answers.
+"""Starts the service as ``make serve`` and the container do, and says what to try once it answers."""
 
-python -m service
-"""
-
+import argparse
+import contextlib
+import errno
 import ipaddress
 import os
 import resource
+import shlex
+import socket
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from dotenv import dotenv_values
 
+from service.version import VERSION
+
 _ANNOUNCED = "_CONVSERVE_URL"
-_SAMPLES = Path("samples")
-_CALLS = {"classify": "cat.jpg", "segment": "tower.jpg", "audio": "seven.wav", "video": "pan-left.mp4"}
 TUNED = "tuned.env"  # in the working folder, made by ``make tune``
 _DESCRIPTORS = 65_536  # an engine that bounds nothing says a milliard, up to which some programs count
 _GRACE_SECONDS = 30  # what is in flight may take so long to finish after the drain; the README says so too
 
 
-def serve() -> None:
+def serve(argv: Sequence[str] | None = None) -> None:
     """Becomes ``bentoml serve``, on HOST (127.0.0.1) and PORT (3000)."""
+    parser = argparse.ArgumentParser(
+        prog="python -m service",
+        description="Serves the models of a repository over HTTP.",
+        epilog="Settings are environment variables: HOST (127.0.0.1), PORT (3000) and those that README.md lists.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"convserve {VERSION}")
+    parser.parse_args(argv)
+
     _read_tuned()
-    host, port = _host(os.environ.get("HOST") or "127.0.0.1"), os.environ.get("PORT") or "3000"
-    if not (port.isdecimal() and 0 < int(port) < 65536):
-        sys.exit(f"convserve does not start: PORT has the value {port!r}; it must be 1 to 65535")
-    os.environ[_ANNOUNCED] = f"http://{'localhost' if host in ('0.0.0.0', '::') else host}:{port}"
-    arguments = ["serve", "service.app:ConvServe", "--host", host, "--port", port]
+    host, port = _host(os.environ.get("HOST") or "127.0.0.1"), _port(os.environ.get("PORT") or "3000")
+    _check_free(host, port)
+    os.environ[_ANNOUNCED] = _url(host, port)
+    arguments = ["serve", "service.app:ConvServe", "--host", host, "--port", str(port)]
     arguments += ["--timeout-graceful-shutdown", str(_GRACE_SECONDS)]
-    os.environ.setdefault("BENTOML_DO_NOT_TRACK", "True")  # nobody is told that, or what, is served here
     os.execv(sys.executable, [sys.executable, "-m", "bentoml", *arguments])
 
 
@@ -63,12 +74,44 @@ def _host(name: str) -> str:
     try:
         return str(ipaddress.ip_address(name))
     except ValueError:
-        sys.exit(f"convserve does not start: HOST has the value {name!r}; it must be an address, such as 0.0.0.0")
+        _refuse(f"HOST has the value {name!r}; it must be an address, such as 0.0.0.0")
 
 
-def announce(folder: Path) -> None:
-    """Where the service answers, and four calls to try where their files are. Only the first worker to call it with the
-    same ``folder`` says so, and none where it was not started by ``serve``."""
+def _port(text: str) -> int:
+    if not (text.isdecimal() and 0 < int(text) < 65536):
+        _refuse(f"PORT has the value {text!r}; it must be 1 to 65535")
+    return int(text)
+
+
+def _check_free(host: str, port: int) -> None:
+    """Binds as the server will, which would explain a failure with a stack."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_STREAM) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that have ended hold no port
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                _refuse(f"port {port} of {host} is in use; choose another with PORT=…")
+            _refuse(f"it cannot listen on port {port} of {host}: {error.strerror}")
+
+
+def _url(host: str, port: int) -> str:
+    """From this machine."""
+    if ipaddress.ip_address(host).is_unspecified:
+        host = "localhost"
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _refuse(reason: str) -> NoReturn:
+    sys.exit(f"convserve does not start: {reason}")
+
+
+def announce(folder: Path, samples: Mapping[str, Path]) -> None:
+    """Says where the service answers, and a call to try for each route of ``samples`` whose file is there.
+
+    Only the first worker to call it with the same ``folder`` says so, and none where it was not started by ``serve``.
+    """
     url = os.environ.get(_ANNOUNCED)
     if not url:
         return
@@ -76,8 +119,17 @@ def announce(folder: Path) -> None:
         (folder / "announced").touch(exist_ok=False)
     except FileExistsError:
         return
-    lines = [f"convserve is ready at {url} (documentation: {url}/docs)."]
-    if _SAMPLES.is_dir():
-        lines[0] += " Try:"
-        lines += [f"  curl --data-binary @{_SAMPLES / name} {url}/{task}" for task, name in _CALLS.items()]
-    print("\n".join(lines), flush=True)
+    calls = [
+        f"  curl --data-binary @{shlex.quote(_from_here(path))} {url}{route}"
+        for route, path in samples.items()
+        if path.is_file()
+    ]
+    ready = f"convserve is ready at {url} (documentation: {url}/docs)."
+    print("\n".join([f"{ready} Try:" if calls else ready, *calls]), flush=True)
+
+
+def _from_here(path: Path) -> str:
+    """As one would type it: relative to the working folder if it lies below."""
+    with contextlib.suppress(ValueError):
+        return str(path.resolve().relative_to(Path.cwd()))
+    return str(path)

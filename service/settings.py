@@ -2,6 +2,7 @@
 
 import difflib
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -15,6 +16,10 @@ from service.repository.card import MEDIA_OF_TASK
 from service.repository.folder import BUNDLED
 
 PREFIX = "CONVSERVE_"
+# What Kubernetes sets in each pod of a namespace that has a Service called convserve, or convserve-….
+_SERVICE_LINK = re.compile(
+    PREFIX + r"(\w+_)?(SERVICE_HOST=|SERVICE_PORT(_\w+)?=|PORT_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?=|PORT=\w+://).*"
+)
 _LIMITS = Limits()
 _CORES_PER_GPU_WORKER = 2
 _GPU_BYTES_PER_WORKER = 4 * 1024**3  # CUDA itself half of one, the bundled models with their largest batches the rest
@@ -79,9 +84,11 @@ class Settings(BaseSettings):
     @classmethod
     def read(cls) -> Self:
         """From the environment. Raises ``SettingsError``, also for a ``CONVSERVE_`` variable that is no setting."""
-        for variable in os.environ:
+        for variable, value in os.environ.items():
             name = variable.removeprefix(PREFIX).lower()
-            if variable.startswith(PREFIX) and name not in cls.model_fields:
+            if not variable.startswith(PREFIX) or _SERVICE_LINK.fullmatch(f"{variable}={value}"):
+                continue
+            if name not in cls.model_fields:
                 close = difflib.get_close_matches(name, cls.model_fields, n=1)
                 hint = f"; is {PREFIX}{close[0].upper()} meant?" if close else ""
                 raise SettingsError(f"{variable} is not a setting{hint}")

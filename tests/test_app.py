@@ -86,6 +86,7 @@ def test_a_broken_model_is_skipped_and_counted_while_the_others_serve(tmp_path: 
     ("settings", "named"),
     [
         ({"max_batch": "none"}, "CONVSERVE_MAX_BATCH"),
+        ({"max_batch": "nosuch=3"}, "CONVSERVE_MAX_BATCH names 'nosuch'"),
         ({"timeout_ms": "-5"}, "CONVSERVE_TIMEOUT_MS"),
         ({"max_batchs": "4"}, "CONVSERVE_MAX_BATCH"),
         ({"repository": "/no/such/folder"}, "CONVSERVE_REPOSITORY"),

@@ -1,5 +1,7 @@
+import importlib.metadata
 import os
 import resource
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -7,22 +9,60 @@ from pathlib import Path
 import pytest
 
 from service import launch
-from tests.serving import ROOT, environment
+from tests.serving import ROOT, environment, free_port
+
+
+def start(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """``python -m service``, which must not get as far as serving."""
+    return subprocess.run(
+        [sys.executable, "-m", "service", *arguments],
+        cwd=ROOT,
+        env={**environment({}, 1), **variables},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+def test_help_and_version_are_answers() -> None:
+    helped, versioned = start("--help"), start("--version")
+    assert (helped.returncode, versioned.returncode) == (0, 0)
+    assert "PORT" in helped.stdout
+    assert versioned.stdout == f"convserve {importlib.metadata.version('convserve')}\n"
+
+
+@pytest.mark.parametrize("argument", ["--nonsense", "--vers", "serve"])
+def test_an_argument_that_is_unknown_is_refused(argument: str) -> None:
+    done = start(argument)
+    assert done.returncode == 2
+    assert argument in done.stderr
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0", "::1"])
+def test_a_port_in_use_is_one_line(host: str) -> None:
+    try:
+        taken = socket.create_server((host, 0), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError:
+        pytest.skip(f"there is no {host} here")
+    with taken:
+        port = str(taken.getsockname()[1])
+        done = start(HOST=host, PORT=port)
+    assert done.returncode == 1
+    assert done.stderr == f"convserve does not start: port {port} of {host} is in use; choose another with PORT=…\n"
+
+
+def test_an_address_of_another_machine_is_one_line() -> None:
+    done = start(HOST="192.0.2.1", PORT="3000")  # of the block for documentation
+    assert (done.returncode, done.stderr.count("\n")) == (1, 1)
+    assert "cannot listen on port 3000 of 192.0.2.1" in done.stderr
 
 
 @pytest.mark.parametrize(
     ("name", "value"), [("PORT", "eighty"), ("PORT", "0"), ("PORT", "70000"), ("HOST", "my-machine"), ("HOST", "1.2.3")]
 )
 def test_where_it_cannot_listen_it_says_so(name: str, value: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "service"],
-        cwd=ROOT,
-        env={**environment({}, 1), "PORT": "3000", name: value},
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
+    done = start(**{"PORT": "3000", name: value})
     assert done.returncode == 1
     assert done.stderr.startswith(f"convserve does not start: {name} has the value {value!r}")
 
@@ -30,12 +70,62 @@ def test_where_it_cannot_listen_it_says_so(name: str, value: str) -> None:
 def test_it_becomes_bentoml(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     became: list[list[str]] = []
     monkeypatch.chdir(tmp_path)  # where no settings were tuned
-    monkeypatch.setattr(os, "environ", {"PORT": "3456"})
+    port = str(free_port())
+    monkeypatch.setattr(os, "environ", {"PORT": port})
     monkeypatch.setattr(os, "execv", lambda program, arguments: became.append(arguments))
-    launch.serve()
+    launch.serve([])
     assert became[0][:5] == [sys.executable, "-m", "bentoml", "serve", "service.app:ConvServe"]
-    assert became[0][became[0].index("--port") + 1] == "3456"
-    assert os.environ["BENTOML_DO_NOT_TRACK"] == "True"
+    assert became[0][became[0].index("--port") + 1] == port
+
+
+def test_a_connection_that_has_ended_holds_no_port(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        with socket.create_connection(("127.0.0.1", port)):
+            accepted, _ = listener.accept()
+            accepted.close()  # first, so that this end keeps the port for a minute
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os, "environ", {"PORT": str(port)})
+    became: list[str] = []
+    monkeypatch.setattr(os, "execv", lambda program, arguments: became.append(program))
+    launch.serve([])
+    assert became
+
+
+@pytest.mark.parametrize(
+    ("host", "url"),
+    [("127.0.0.1", "http://127.0.0.1:"), ("localhost", "http://127.0.0.1:"), ("0.0.0.0", "http://localhost:")],
+)
+def test_it_says_where_it_answers_and_what_to_try_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str], host: str, url: str
+) -> None:
+    at = f"{url}{(port := free_port())}"
+    here, elsewhere = tmp_path / "here", tmp_path / "else where"
+    for folder in (here, elsewhere):
+        folder.mkdir()
+        (folder / "a.jpg").touch()
+    samples = {"/classify": here / "a.jpg", "/segment": elsewhere / "a.jpg", "/audio": here / "absent.wav"}
+    monkeypatch.chdir(here)
+    monkeypatch.setattr(os, "environ", {"PORT": str(port), "HOST": host})
+    monkeypatch.setattr(os, "execv", lambda program, arguments: None)
+    launch.serve([])
+    for _ in range(2):
+        launch.announce(tmp_path, samples)
+    assert capsys.readouterr().out.splitlines() == [
+        f"convserve is ready at {at} (documentation: {at}/docs). Try:",
+        f"  curl --data-binary @a.jpg {at}/classify",
+        f"  curl --data-binary @'{elsewhere}/a.jpg' {at}/segment",
+    ]
+
+
+def test_without_samples_it_says_where_it_answers(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("_CONVSERVE_URL", "http://[::1]:3000")
+    launch.announce(tmp_path, {})
+    assert capsys.readouterr().out == (
+        "convserve is ready at http://[::1]:3000 (documentation: http://[::1]:3000/docs).\n"
+    )
 
 
 @pytest.mark.parametrize("said,found", [({}, "2"), ({"MALLOC_ARENA_MAX": "8"}, "8")])

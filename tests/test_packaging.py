@@ -11,8 +11,6 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
-from service.launch import _CALLS, _SAMPLES
-
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 BENTO = yaml.safe_load((ROOT / "bentofile.yaml").read_text())
@@ -79,9 +77,9 @@ def test_every_package_of_the_tree_is_installed() -> None:
     assert set(PROJECT["tool"]["setuptools"]["packages"]) == packages
 
 
-def test_the_calls_that_are_advised_have_their_files() -> None:
-    for name in _CALLS.values():
-        assert (ROOT / _SAMPLES / name).is_file()
+def test_the_calls_of_the_readme_have_their_files() -> None:
+    named = set(re.findall(r"@(samples/[\w.-]+)", (ROOT / "README.md").read_text()))
+    assert len(named) >= 4 and all((ROOT / name).is_file() for name in named)
 
 
 def test_nothing_in_the_tree_names_a_registry_or_this_machine() -> None:

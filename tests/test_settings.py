@@ -59,6 +59,31 @@ def test_a_setting_that_does_not_exist_is_named_with_the_one_meant(monkeypatch: 
         Settings.read()
 
 
+@pytest.mark.parametrize("service", ["CONVSERVE", "CONVSERVE_GPU"])
+def test_what_kubernetes_sets_for_a_service_of_that_name_is_no_setting(
+    monkeypatch: pytest.MonkeyPatch, service: str
+) -> None:
+    for name, value in {
+        "SERVICE_HOST": "10.0.0.11",
+        "SERVICE_PORT": "3000",
+        "SERVICE_PORT_HTTP": "3000",
+        "PORT": "tcp://10.0.0.11:3000",
+        "PORT_3000_TCP": "tcp://10.0.0.11:3000",
+        "PORT_3000_TCP_PROTO": "tcp",
+        "PORT_3000_TCP_PORT": "3000",
+        "PORT_3000_TCP_ADDR": "10.0.0.11",
+    }.items():
+        monkeypatch.setenv(f"{service}_{name}", value)
+    assert Settings.read() == Settings()
+
+
+@pytest.mark.parametrize("name", ["PORT", "HOST", "SERVICE"])
+def test_what_only_looks_like_it_is_refused(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv(f"CONVSERVE_{name}", "3000")
+    with pytest.raises(SettingsError, match=f"CONVSERVE_{name} is not a setting"):
+        Settings.read()
+
+
 def test_default_models_are_pairs(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CONVSERVE_DEFAULT_MODELS", "classify=a:2, audio=b,")
     assert Settings.read().default_models == {"classify": "a:2", "audio": "b"}

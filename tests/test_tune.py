@@ -70,5 +70,5 @@ def test_the_start_takes_the_files_settings_but_for_those_that_are_set(
     monkeypatch.setenv("CONVSERVE_MAX_BATCH", "x")  # so that both are restored
     monkeypatch.delenv("CONVSERVE_MAX_BATCH")
     with pytest.raises(SystemExit, match="not-an-address"):
-        launch.serve()
+        launch.serve([])
     assert capsys.readouterr().out == "settings of tuned.env: CONVSERVE_MAX_BATCH=a=2, HOST=not-an-address\n"

@@ -6,7 +6,6 @@ the full speed of its bus; other memory goes through the driver's own buffers fi
 """
 
 import ctypes
-import sys
 import weakref
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -45,8 +44,7 @@ class CudaMemory:
 
     def __init__(self) -> None:
         major = str(ort.cuda_version).partition(".")[0]
-        name = f"cudart64_{major}.dll" if sys.platform == "win32" else f"libcudart.so.{major}"
-        self._runtime = ctypes.CDLL(name)
+        self._runtime = ctypes.CDLL(f"libcudart.so.{major}")
         self._runtime.cudaGetErrorString.restype = ctypes.c_char_p
         self._runtime.cudaHostAlloc.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_uint)
         self._runtime.cudaFreeHost.argtypes = (ctypes.c_void_p,)

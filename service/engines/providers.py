@@ -6,7 +6,6 @@ import hashlib
 import importlib.util
 import logging
 import os
-import sys
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -59,12 +58,12 @@ class Opened(NamedTuple):
 def open_session(
     card: ModelCard, graph: bytes, *, device: Device, threads: int, largest_batch: int, options: GpuOptions
 ) -> Opened:
-    """``auto`` takes CUDA if it works, and else the CPU with a warning.
+    """``auto`` takes CUDA if it works, else the CPU: with a warning, unless GPU and build for GPUs are both absent.
 
     Raises ``DeviceUnusable`` where a device asked for by name does not work, ``ModelRefused`` for a graph that does not
     load on the CPU either. ``largest_batch`` is what TensorRT prepares for.
     """
-    provider = _PROVIDERS[device]
+    provider = _asked_for(device)
     problem = _problem(provider)
     if problem is None and provider != CPU:
         ort.preload_dlls()  # CUDA and cuDNN from their own wheels, where those are installed
@@ -204,14 +203,25 @@ def _shape_profile(card: ModelCard, largest_batch: int) -> tuple[str, str, str]:
     return written(1, smallest), written(largest_batch, shapes[0]), written(largest_batch, largest)
 
 
+def _asked_for(device: Device) -> str:
+    if device == "auto" and CUDA not in ort.get_available_providers() and _missing_gpu():
+        return CPU
+    return _PROVIDERS[device]
+
+
 def _problem(provider: str) -> str | None:
     """Why ``provider`` cannot be used at all, or None. Cheap: asks the driver, loads nothing else."""
     if provider == CPU:
         return None
     if provider not in ort.get_available_providers():
-        return f"this ONNX Runtime has no {provider}"
+        return f"this ONNX Runtime has no {provider}; {_INSTALLED_BY[provider]} installs one that has"
+    return _missing_gpu()
+
+
+def _missing_gpu() -> str | None:
+    """Why no NVIDIA GPU can be used, or None."""
     try:
-        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
+        driver = ctypes.CDLL("libcuda.so.1")
     except OSError:
         return "there is no NVIDIA driver (libcuda.so.1)"
     count = ctypes.c_int()
@@ -223,10 +233,8 @@ def _problem(provider: str) -> str | None:
 def _load_tensorrt() -> str | None:
     """Loads TensorRT from its wheel, or from where the system has it, so that ONNX Runtime finds it loaded.
 
-    Returns what stands in the way. On Windows ONNX Runtime looks for it itself.
+    Returns what stands in the way.
     """
-    if sys.platform == "win32":
-        return None
     wheel = importlib.util.find_spec("tensorrt_libs")
     folders = [*(wheel.submodule_search_locations or ())] if wheel else []
     for name in _TENSORRT_LIBRARIES:

@@ -1,6 +1,5 @@
 """What /docs says of the task routes: ``inputs`` reads their bodies, not FastAPI, so they are described here."""
 
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from service.errors import REFUSALS
@@ -22,11 +21,6 @@ _ANSWERS: dict[Task, Any] = {
     "audio": list[Prediction] | Timeline | Results,
     "video": list[Prediction] | Timeline | Results,
 }
-
-try:
-    VERSION = version("convserve")
-except PackageNotFoundError:  # served from a folder, as a Bento is
-    VERSION = "0"
 
 
 def request(task: Task, parameters: type[Parameters]) -> dict[str, Any]:

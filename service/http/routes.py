@@ -34,6 +34,7 @@ from service.schemas import ClassifyParameters, Parameters, SegmentParameters, W
 from service.settings import Settings
 from service.telemetry import metrics
 from service.telemetry.stages import STAGES, Stopwatch, now
+from service.version import VERSION
 
 _PARAMETERS: dict[Task, type[Parameters]] = {
     "classify": ClassifyParameters,
@@ -47,7 +48,7 @@ _T = TypeVar("_T")
 
 def create_app(settings: Settings) -> FastAPI:
     """The app. ``app.state.pipeline`` has to be set before it is ready."""
-    app = FastAPI(title="convserve", summary=openapi.SUMMARY, version=openapi.VERSION, docs_url="/docs", redoc_url=None)
+    app = FastAPI(title="convserve", summary=openapi.SUMMARY, version=VERSION, docs_url="/docs", redoc_url=None)
     app.state.settings = settings
     app.state.pipeline = None
     for task in _PARAMETERS:

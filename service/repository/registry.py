@@ -50,9 +50,6 @@ def load_models(settings: Settings) -> list[LoadedModel]:
     for model_ in loaded:
         card = model_.card
         MODEL_INFO.labels(card.name, str(card.version), card.architecture, model_.engine.provider).set(1)
-    if isinstance(settings.max_batch, dict):
-        for name in set(settings.max_batch) - {model_.card.name for model_ in loaded}:
-            logger.warning("CONVSERVE_MAX_BATCH names %r, which is not loaded", name)
     Catalogue((model_.card for model_ in loaded), settings.default_models)  # a default that is missing stops the start
     return loaded
 
@@ -72,9 +69,14 @@ def check_loadable(settings: Settings) -> None:
 
 def _find(settings: Settings) -> tuple[list[StoredModel], list[ModelRefused]]:
     try:
-        return find_models(settings.repository)
+        stored, refused = find_models(settings.repository)
     except OSError as error:
         raise SettingsError(f"CONVSERVE_REPOSITORY: {error}") from error
+    names = {model.card.name for model in stored} | {refusal.model.partition(":")[0] for refusal in refused}
+    if names and isinstance(settings.max_batch, dict) and (unknown := sorted(set(settings.max_batch) - names)):
+        there_are = f"the repository has {', '.join(sorted(names))}"
+        raise SettingsError(f"CONVSERVE_MAX_BATCH names {unknown[0]!r}, which is no model; {there_are}")
+    return stored, refused
 
 
 def _load(model: StoredModel, settings: Settings) -> LoadedModel:

@@ -35,16 +35,45 @@ def opened(device: Any, graph: bytes = GRAPH, options: GpuOptions | None = None)
 # Where there is no GPU
 
 
+def built_for(monkeypatch: pytest.MonkeyPatch, *available: str) -> None:
+    """Lets ONNX Runtime say so of itself: either build may be installed."""
+    monkeypatch.setattr(ort, "get_available_providers", lambda: list(available))
+
+
 @NO_GPU
-def test_auto_falls_back_to_the_cpu_with_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+def test_auto_falls_back_to_the_cpu_with_a_warning(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    built_for(monkeypatch, TENSORRT, CUDA, CPU)
     assert [opened("auto").provider, opened("auto").provider] == [CPU, CPU]
     assert caplog.text.count("run on the CPU") == 1
 
 
 @NO_GPU
+def test_auto_on_the_cpu_s_build_says_nothing(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    built_for(monkeypatch, CPU)
+    assert (opened("auto").provider, caplog.text) == (CPU, "")
+
+
+def test_auto_on_the_cpu_s_build_warns_beside_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    built_for(monkeypatch, CPU)
+    monkeypatch.setattr(providers, "_missing_gpu", lambda: None)
+    assert opened("auto").provider == CPU
+    assert "has no CUDAExecutionProvider; convserve[gpu] installs one that has" in caplog.text
+
+
+@NO_GPU
 @pytest.mark.parametrize("device", ["cuda", "tensorrt"])
-def test_a_device_asked_for_by_name_must_work(device: str) -> None:
-    with pytest.raises(DeviceUnusable, match=f"CONVSERVE_DEVICE={device} cannot be used: .*NVIDIA"):
+@pytest.mark.parametrize(("available", "reason"), [((TENSORRT, CUDA, CPU), "NVIDIA"), ((CPU,), "this ONNX Runtime")])
+def test_a_device_asked_for_by_name_must_work(
+    monkeypatch: pytest.MonkeyPatch, available: tuple[str, ...], reason: str, device: str
+) -> None:
+    built_for(monkeypatch, *available)
+    with pytest.raises(DeviceUnusable, match=f"CONVSERVE_DEVICE={device} cannot be used: .*{reason}"):
         opened(device)
 
 
@@ -63,7 +92,8 @@ class Sessions:
         self.asked: list[dict[str, dict[str, str]]] = []
         self.loads: Callable[[dict[str, dict[str, str]]], list[str]] = lambda asked: [*asked, CPU]
         self._create = providers._create
-        monkeypatch.setattr(providers, "_problem", lambda provider: None)
+        built_for(monkeypatch, TENSORRT, CUDA, CPU)
+        monkeypatch.setattr(providers, "_missing_gpu", lambda: None)
         monkeypatch.setattr(providers, "_load_tensorrt", lambda: None)
         monkeypatch.setattr(providers, "_create", self.create)
         monkeypatch.setattr(ort, "preload_dlls", lambda: None)

@@ -65,7 +65,7 @@ def test_batches_are_as_large_as_a_models_arithmetic_is_small_or_as_the_settings
     assert batches()["video"] == 13  # four thousand million multiply-accumulates a batch
     assert batches()["classify"] == 64
     assert set(batches(max_batch=5).values()) == {5}
-    assert batches(max_batch={"tiny-video": 7, "gone": 2}) == batches() | {"video": 7}
+    assert batches(max_batch={"tiny-video": 7}) == batches() | {"video": 7}
 
 
 @pytest.mark.parametrize(
@@ -82,6 +82,16 @@ def test_batches_are_larger_where_weights_are_many(tmp_path: Path, parameters: i
     _write_complexity(tmp_path, "tiny-classify", parameters=parameters, macs=macs)
     models = load_models(Settings(repository=tmp_path, device="cpu"))
     assert {model.max_batch for model in models if model.card.task == "classify"} == {batch}
+
+
+def test_a_batch_for_a_model_that_is_not_there_is_refused_with_what_is(tmp_path: Path) -> None:
+    graphs.write_all(tmp_path)
+    (tmp_path / "tiny-video" / "1" / "card.json").write_text("{}")
+    broken_too = Settings(repository=tmp_path, device="cpu", max_batch={"tiny-video": 2, "tiny-audio": 3})
+    assert {model.max_batch for model in load_models(broken_too) if model.card.task == "audio"} == {3}
+    for starts in (check_loadable, load_models):
+        with pytest.raises(SettingsError, match="CONVSERVE_MAX_BATCH names 'nosuch', .* has tiny-audio, "):
+            starts(Settings(repository=tmp_path, device="cpu", max_batch={"tiny-audio": 3, "nosuch": 2}))
 
 
 def test_whether_the_service_can_start_is_known_from_as_few_models_as_possible(
