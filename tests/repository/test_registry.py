@@ -90,7 +90,7 @@ def test_a_batch_for_a_model_that_is_not_there_is_refused_with_what_is(tmp_path:
     broken_too = Settings(repository=tmp_path, device="cpu", max_batch={"tiny-video": 2, "tiny-audio": 3})
     assert {model.max_batch for model in load_models(broken_too) if model.card.task == "audio"} == {3}
     for starts in (check_loadable, load_models):
-        with pytest.raises(SettingsError, match="CONVSERVE_MAX_BATCH names 'nosuch', .* has tiny-audio, "):
+        with pytest.raises(SettingsError, match=r"CONVSERVE_MAX_BATCH names 'nosuch', .* has tiny-audio, "):
             starts(Settings(repository=tmp_path, device="cpu", max_batch={"tiny-audio": 3, "nosuch": 2}))
 
 
