@@ -25,6 +25,7 @@ from service.telemetry import metrics  # before BentoML: it chooses the folder t
 
 import bentoml  # isort: skip
 import uvicorn
+from bentoml._internal.utils.analytics.usage_stats import do_not_track
 from bentoml.exceptions import BentoMLException
 from starlette.requests import ClientDisconnect, Request
 
@@ -47,6 +48,8 @@ from service.telemetry.tracing import Traces, exporter_name
 logger = logging.getLogger("convserve")
 access.set_up_logging()
 launch.prepare_workers()
+# `bentoml serve` asks whether it may tell of itself before it imports this module, which says no, and keeps the answer.
+do_not_track.cache_clear()
 
 try:
     SETTINGS = Settings.read()
