@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -20,25 +21,98 @@ def test_the_bento_installs_what_the_package_depends_on() -> None:
     assert BENTO["python"]["packages"] == PROJECT["project"]["dependencies"]
 
 
-@pytest.mark.parametrize("device", ["cpu", "gpu"])
-def test_the_image_s_lock_holds_what_the_package_depends_on(device: str) -> None:
-    """`make lock` renews it."""
-    blocks = re.split(r"\n(?=\S)", (ROOT / "docker" / f"requirements-{device}.txt").read_text())
-    here = {"platform_machine": "x86_64", "sys_platform": "linux", "python_version": "3.11"}
+EXTRAS = {"serve": [], **PROJECT["project"]["optional-dependencies"]}
+LOCKS = sorted([*ROOT.glob("requirements/*.txt"), *ROOT.glob("docker/requirements-*.txt")])
+MACHINES = {
+    "linux": {"platform_machine": "x86_64", "sys_platform": "linux"},
+    "arm": {"platform_machine": "aarch64", "sys_platform": "linux"},
+    "mac": {"platform_machine": "arm64", "sys_platform": "darwin"},
+}
+
+
+def _asked(extra: str, machine: dict[str, str]) -> dict[str, Requirement]:
+    """What pyproject.toml asks for with an extra, by name."""
+    asked = {}
+    for requirement in map(Requirement, [*PROJECT["project"]["dependencies"], *EXTRAS[extra]]):
+        if requirement.name == PROJECT["project"]["name"]:
+            asked.update(_asked(*requirement.extras, machine))
+        elif requirement.marker is None or requirement.marker.evaluate(machine):
+            asked[canonicalize_name(requirement.name)] = requirement
+    return asked
+
+
+def _locked(path: Path, machine: dict[str, str]) -> dict[str, str]:
+    """Versions by name. Blocks of several lines have hashes."""
     locked = {}
-    for block in blocks:
+    for block in re.split(r"\n(?=\S)", path.read_text()):
         if not block.startswith("#"):
-            pinned = Requirement(block.partition("\\")[0])
-            assert "--hash=sha256:" in block
-            if pinned.marker is None or pinned.marker.evaluate(here):
+            pinned = Requirement(block.partition("\\")[0].strip())
+            assert ("--hash=sha256:" in block) == (path.parent.name == "docker")
+            if pinned.marker is None or pinned.marker.evaluate(machine):
+                assert pinned.name not in locked
                 locked[pinned.name] = str(pinned.specifier).removeprefix("==")
-    for requirement in map(Requirement, PROJECT["project"]["dependencies"]):
-        if requirement.marker is None or requirement.marker.evaluate(here):
-            name = "onnxruntime" if (device, requirement.name) == ("cpu", "onnxruntime-gpu") else requirement.name
-            assert requirement.specifier.contains(locked[name]), name
-    assert ("onnxruntime-gpu" in locked, "onnxruntime" in locked) == (device == "gpu", device == "cpu")
-    assert any(name.startswith("nvidia-cudnn") for name in locked) == (device == "gpu")
-    assert "torch" not in locked
+    return locked
+
+
+@pytest.mark.parametrize("python", ["3.11", "3.14"])
+@pytest.mark.parametrize("machine", MACHINES.values(), ids=MACHINES)
+@pytest.mark.parametrize("path", LOCKS, ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_a_lock_holds_what_the_package_depends_on(path: Path, machine: dict[str, str], python: str) -> None:
+    """`make lock` renews it."""
+    machine = {**machine, "python_version": python, "python_full_version": f"{python}.0"}
+    name = path.stem.removeprefix("requirements-")
+    extra = {"cpu": "serve"}.get(name, name.removesuffix("-cpu"))
+    on_cpu, locked = name.endswith("cpu"), _locked(path, machine)
+    for requirement in _asked(extra, machine).values():
+        chosen = canonicalize_name(requirement.name)
+        if on_cpu and chosen == "onnxruntime-gpu":
+            chosen = "onnxruntime"
+        if not (on_cpu and chosen == "torch"):  # installed by itself
+            assert requirement.specifier.contains(locked[chosen]), chosen
+    assert ("onnxruntime-gpu" in locked) + ("onnxruntime" in locked) == 1
+    if on_cpu:
+        cuda = {name for name in locked if name.startswith(("nvidia", "cuda", "triton", "torch"))}
+        assert "onnxruntime" in locked and cuda == {"nvidia-ml-py"}
+    if name in ("serve", "gpu"):
+        assert "torch" not in locked
+
+
+@pytest.mark.parametrize("extra", ["serve", "train", "dev"])
+def test_locks_without_a_gpu_name_the_versions_of_those_with_one(extra: str) -> None:
+    machine = {**MACHINES["linux"], "python_full_version": "3.11.0"}
+    with_gpu = _locked(ROOT / "requirements" / f"{extra}.txt", machine)
+    without = _locked(ROOT / "requirements" / f"{extra}-cpu.txt", machine)
+    assert {**with_gpu, "onnxruntime": without["onnxruntime"]}.items() >= without.items()
+
+
+def test_every_extra_has_its_lock() -> None:
+    assert {path.stem for path in ROOT.glob("requirements/*.txt") if not path.stem.endswith("-cpu")} == set(EXTRAS)
+
+
+@pytest.mark.parametrize("gpu", [False, True], ids=["without a GPU", "with a GPU"])
+@pytest.mark.parametrize("extra", ["serve", "dev"])
+def test_the_installer_asks_pip_for_the_locked_versions_and_says_one_line(
+    tmp_path: Path, extra: str, gpu: bool
+) -> None:
+    """pip is one that notes down what it is asked for."""
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text(f'#!/bin/sh\n[ "$3" = show ] || echo "$@" >> {tmp_path}/asked\nexit 0\n')
+    python.chmod(0o755)
+    done = subprocess.run(
+        [ROOT / "requirements" / "install.sh", tmp_path, extra],
+        cwd=ROOT,
+        env={**os.environ, "ONNXRUNTIME": "gpu" if gpu else "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert len((done.stdout + done.stderr).splitlines()) == 1
+    asked = (tmp_path / "asked").read_text()
+    assert f"--constraint requirements/{extra}.txt" in asked
+    assert (f"--no-deps --requirement requirements/{extra}-cpu.txt" in asked) == (not gpu)
+    assert all(line.endswith("-qq") for line in asked.splitlines())
 
 
 def test_serving_depends_on_no_torch() -> None:
@@ -82,6 +156,15 @@ def test_the_calls_of_the_readme_have_their_files() -> None:
     assert len(named) >= 4 and all((ROOT / name).is_file() for name in named)
 
 
+def test_make_help_says_a_line_of_each_target() -> None:
+    done = subprocess.run(["make", "help"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    phony = re.search(r"^\.PHONY:((?:.*\\\n)*.*)", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert phony is not None
+    lines = [line.split(maxsplit=1) for line in done.stdout.splitlines()]
+    assert {name for name, _ in lines} == set(phony[1].replace("\\", "").split())
+
+
 def test_nothing_in_the_tree_names_a_registry_or_this_machine() -> None:
-    for path in [ROOT / "pyproject.toml", ROOT / "Makefile", ROOT / "README.md", *ROOT.glob(".ci/*")]:
-        assert not re.search(r"index-url|find-links|/home/|/root/", path.read_text()), path
+    documents = [ROOT / name for name in ("pyproject.toml", "Makefile", "README.md", "bentofile.yaml")]
+    for path in [*documents, *LOCKS, *ROOT.glob(".ci/*")]:
+        assert not re.search(r"--(extra-)?index-url|--find-links|file://|/home/|/root/|/tmp/", path.read_text()), path
