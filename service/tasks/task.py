@@ -9,12 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
+from service.engines.engine import Outputs, Sample
 from service.media import DecodeCost, Limits
 from service.repository.card import ModelCard, Preprocess
 
+__all__ = ["JSON", "Outputs", "Parameters", "Prepared", "Sample", "Task"]
+
 JSON = "application/json"
-Sample = NDArray[np.generic]
-Outputs = tuple[NDArray[np.generic], ...]  # of one sample, in the card's order, without the batch axis
 
 
 class Parameters(BaseModel):
