@@ -2,7 +2,6 @@
 # make test             ruff, mypy, pytest: everything, as CI runs it
 # make test-ops         rules, alerts and dashboard with a real Prometheus, manifests with kubectl: to be installed before
 # make test-docker      builds the image and a Bento, runs and breaks them; needs a Docker engine, or root to start one
-# make docs             the documentation as a site in site/; fails on broken links
 # make rules            what Kubernetes needs of docker/prometheus/{rules,alerts}.yml: after each change to them
 # make image            convserve:cpu (VARIANT=gpu: convserve:gpu), with this commit on its label (OPTIONS=…: docker build's)
 # make lock             the image's packages, with their hashes, as pyproject.toml asks for (OPTIONS=--upgrade: the newest)
@@ -22,7 +21,7 @@ BIN := $(VENV)/bin
 DATA ?= data
 REPOSITORY ?= models/repository
 
-.PHONY: serve tune test test-ops test-docker docs rules image lock bench bench-gpu train export depth crossvalidate format clean
+.PHONY: serve tune test test-ops test-docker rules image lock bench bench-gpu train export depth crossvalidate format clean
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or later is needed; name it: make PYTHON=python3.11"; exit 1; }
@@ -55,7 +54,8 @@ test-ops: $(VENV)/dev.stamp
 test-docker: $(VENV)/dev.stamp
 	$(BIN)/pytest tests/docker
 
-docs: $(VENV)/dev.stamp
+.PHONY: docs
+docs: $(VENV)/dev.stamp ## the documentation as a site in site/; fails on broken links
 	$(BIN)/python -m mkdocs build --strict
 
 # The Prometheus operator takes rules in objects of its own only, and kustomize can put no file into one.

@@ -24,7 +24,7 @@ LARGEST_CPU_BYTES = 400e6  # what is added to the base image
 
 
 def ask_all(url: str) -> None:
-    """The four calls of the README."""
+    """The four calls that the README begins with."""
     for task, name in _CALLS.items():
         answer = httpx.post(f"{url}/{task}", content=(ROOT / "samples" / name).read_bytes(), timeout=30)
         assert answer.status_code == 200, answer.text
