@@ -28,7 +28,6 @@ from service.repository.card import (
     Parity,
     Precision,
     Preprocess,
-    Task,
     Training,
     VideoPreprocess,
 )
@@ -43,7 +42,7 @@ _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 class Spec:
     """``shape`` is one sample's, as the service makes it; ``small`` one for trying the benchmark out."""
 
-    task: Task
+    task: str
     categories: int
     shape: tuple[int, ...]
     small: tuple[int, ...]
