@@ -121,7 +121,7 @@ class Network:
         )
 
 
-def _preprocess(task: Task, shape: Sequence[int]) -> Preprocess:
+def _preprocess(task: str, shape: Sequence[int]) -> Preprocess:
     if task == "audio":
         seconds = shape[-1] / _AUDIO_RATE_HZ
         return AudioPreprocess(sample_rate_hz=_AUDIO_RATE_HZ, window_seconds=seconds, hop_seconds=seconds)
