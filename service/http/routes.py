@@ -48,10 +48,11 @@ T = TypeVar("T")
 
 def create_app(state: State) -> FastAPI:
     app = FastAPI(title="convserve", summary=openapi.SUMMARY, version=openapi.VERSION, docs_url="/docs", redoc_url=None)
+    app.state.service = state
     for task in TASKS.values():
         _add_task_route(app, task, state)
-    app.add_api_route("/models", _list_models(state), methods=["GET"], response_model=list[ModelCard])
-    app.add_api_route("/models/{name}", _show_model(state), methods=["GET"], response_model=ModelCard)
+    app.add_api_route("/models", list_models, methods=["GET"], response_model=list[ModelCard])
+    app.add_api_route("/models/{name}", show_model, methods=["GET"], response_model=ModelCard)
     app.add_api_route("/problems/{slug}", show_problem, methods=["GET"])
     app.add_api_route("/metrics", show_metrics, methods=["GET"], include_in_schema=False)
     app.add_api_route("/", to_docs, methods=["GET"], include_in_schema=False)
@@ -143,7 +144,8 @@ async def answer_request(request: Request, task: Task, state: State) -> Response
     query = request.scope["query_string"]
     parameters = body.parse_parameters(task.parameters, query, read.parameters, settings.timeout_ms)
     media_type = _media_type(request, task, len(read.uploads))
-    task.check_request(parameters, media_type)
+    if len(task.media_types) > 1:
+        task.check_media_type(parameters, media_type)
     model = pipeline.registry.find(task.name, parameters.model)
     this.model = model.card.key
     deadline = received + (parameters.timeout_ms or settings.timeout_ms) / 1000
@@ -276,20 +278,15 @@ def _pipeline(state: State) -> Pipeline:
     return state.pipeline
 
 
-def _list_models(state: State) -> Callable[[], Coroutine[Any, Any, Response]]:
-    async def list_models() -> Response:
-        """The cards of all loaded models."""
-        return Response(to_json(_pipeline(state).registry.cards()), media_type=JSON)
-
-    return list_models
+async def list_models(request: Request) -> Response:
+    """The cards of all loaded models."""
+    return Response(to_json(_pipeline(request.app.state.service).registry.cards()), media_type=JSON)
 
 
-def _show_model(state: State) -> Callable[[str], Coroutine[Any, Any, Response]]:
-    async def show_model(name: str) -> Response:
-        """One card, by name or name:version."""
-        return Response(_pipeline(state).registry.named(name).card.model_dump_json(), media_type=JSON)
-
-    return show_model
+async def show_model(request: Request, name: str) -> Response:
+    """One card, by name or name:version."""
+    card = _pipeline(request.app.state.service).registry.named(name).card
+    return Response(card.model_dump_json(), media_type=JSON)
 
 
 async def show_problem(slug: str) -> Response:

@@ -70,8 +70,8 @@ class Task(ABC):
         if card.palette is not None:
             raise ValueError(f"task {self.name!r} has no palette")
 
-    def check_request(self, parameters: Any, media_type: str) -> None:  # noqa: B027 - most tasks have nothing to check
-        """Raises ``InvalidParameter`` for parameters that do not go with ``media_type``."""
+    def check_media_type(self, parameters: Any, media_type: str) -> None:  # noqa: B027 - most tasks know but one
+        """Raises ``InvalidParameter`` for parameters that do not go with ``media_type``, where there are several."""
 
     @abstractmethod
     def decode_spec(self, preprocess: Any, parameters: Any) -> Any:
