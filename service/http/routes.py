@@ -139,14 +139,17 @@ def _add_task_route(app: FastAPI, task: Task, state: State) -> None:
 async def answer_request(request: Request, task: Task, state: State) -> Response:
     """Reads body and parameters, finds the model, and answers each file independently of the others."""
     settings, pipeline, this = state.settings, _pipeline(state), RequestContext.of(request.scope)
+    query = request.scope["query_string"]
+    parameters = body.parse_parameters(task.parameters, query, {}, settings.timeout_ms)
+    model = pipeline.registry.find(task.name, parameters.model)  # a body that is in vain is not waited for
     read = await body.read(request, settings)
     received = time.monotonic()
-    query = request.scope["query_string"]
-    parameters = body.parse_parameters(task.parameters, query, read.parameters, settings.timeout_ms)
+    if read.parameters:
+        parameters = body.parse_parameters(task.parameters, query, read.parameters, settings.timeout_ms)
+        model = pipeline.registry.find(task.name, parameters.model)
     media_type = _media_type(request, task, len(read.uploads))
     if len(task.media_types) > 1:
         task.check_media_type(parameters, media_type)
-    model = pipeline.registry.find(task.name, parameters.model)
     this.model = model.card.key
     deadline = received + (parameters.timeout_ms or settings.timeout_ms) / 1000
     if len(read.uploads) > 1:
