@@ -8,8 +8,8 @@ REPOSITORY ?= models/repository
 EXTRA ?= serve
 LOWEST := .venv-lowest
 
-.PHONY: help serve install tune test test-lowest test-ops test-docker rules image lock bench bench-gpu train export depth \
-	crossvalidate format clean distclean
+.PHONY: help serve install tune test test-lowest test-ops test-docker docs rules image lock bench bench-gpu train export \
+	depth crossvalidate format clean distclean
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python 3.11 or later is needed; name it: make PYTHON=python3.11"; exit 1; }
@@ -54,6 +54,9 @@ test-ops: $(VENV)/dev.stamp ## rules, alerts and dashboard with a real Prometheu
 
 test-docker: $(VENV)/dev.stamp ## build the image and a Bento, run and break them; needs a Docker engine, or root
 	$(BIN)/pytest tests/docker
+
+docs: $(VENV)/dev.stamp ## the documentation as a site in site/; fails on broken links
+	$(BIN)/python -m mkdocs build --strict
 
 # The Prometheus operator takes rules in objects of its own only, and kustomize can put no file into one.
 PROMETHEUSRULES := docker/kubernetes/components/prometheus/prometheusrules.yaml

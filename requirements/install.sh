@@ -16,7 +16,7 @@ if [ -f "$locked-cpu.txt" ] && ! has_gpu; then build=cpu; else build=gpu; fi
 build=${ONNXRUNTIME:-$build}
 
 case $extra in
-serve) size="150 MB, about a minute" ;;
+serve | docs) size="150 MB, about a minute" ;;
 train | dev) size="400 MB, some minutes; gigabytes more where PyTorch comes with CUDA" ;;
 *) size="some gigabytes, many minutes" ;;
 esac

@@ -15,10 +15,10 @@ lock() {
 
 with_builds() { "$venv/bin/python" requirements/builds.py | lock pyproject.toml - --no-annotate "$@"; }
 
-for extra in serve gpu tensorrt train dev; do
+for extra in serve gpu tensorrt train docs dev; do
     [ $extra = serve ] && option= || option="--extra $extra"
     with_builds $option --output-file requirements/$extra.txt "$@"
-    case $extra in serve | train | dev)
+    case $extra in serve | train | docs | dev)
         with_builds $option --overrides $cpu --constraints requirements/$extra.txt --output-file requirements/$extra-cpu.txt "$@" ;;
     esac
 done

@@ -1,7 +1,6 @@
 """Starts the service as ``make serve`` and the container do, and says what to try once it answers."""
 
 import argparse
-import contextlib
 import errno
 import ipaddress
 import os
@@ -18,6 +17,7 @@ from dotenv import dotenv_values
 from service.version import VERSION
 
 _ANNOUNCED = "_CONVSERVE_URL"
+_PROJECT = Path(__file__).resolve().parent.parent
 TUNED = "tuned.env"  # in the working folder, made by ``make tune``
 _DESCRIPTORS = 65_536  # an engine that bounds nothing says a milliard, up to which some programs count
 _GRACE_SECONDS = 30  # what is in flight may take so long to finish after the drain; the README says so too
@@ -107,10 +107,10 @@ def _refuse(reason: str) -> NoReturn:
     sys.exit(f"convserve does not start: {reason}")
 
 
-def announce(folder: Path, samples: Mapping[str, Path]) -> None:
-    """Says where the service answers, and a call to try for each route of ``samples`` whose file is there.
+def announce(folder: Path, samples: Mapping[str, Path | None]) -> None:
+    """Prints where the service answers, and a call to try for each route whose sample file is here.
 
-    Only the first worker to call it with the same ``folder`` says so, and none where it was not started by ``serve``.
+    Only the first worker to call it with the same ``folder`` prints, and none where ``serve`` did not start it.
     """
     url = os.environ.get(_ANNOUNCED)
     if not url:
@@ -120,16 +120,17 @@ def announce(folder: Path, samples: Mapping[str, Path]) -> None:
     except FileExistsError:
         return
     calls = [
-        f"  curl --data-binary @{shlex.quote(_from_here(path))} {url}{route}"
-        for route, path in samples.items()
-        if path.is_file()
+        f"  curl --data-binary @{shlex.quote(found)} {url}{route}"
+        for route, sample in samples.items()
+        if sample and (found := _from_here(sample))
     ]
     ready = f"convserve is ready at {url} (documentation: {url}/docs)."
     print("\n".join([f"{ready} Try:" if calls else ready, *calls]), flush=True)
 
 
-def _from_here(path: Path) -> str:
-    """As one would type it: relative to the working folder if it lies below."""
-    with contextlib.suppress(ValueError):
-        return str(path.resolve().relative_to(Path.cwd()))
-    return str(path)
+def _from_here(sample: Path) -> str | None:
+    """As one would type it here; None if it is neither here nor in the project's folder."""
+    found = next((path for path in (sample, _PROJECT / sample) if path.is_file()), None)
+    if found and found.resolve().is_relative_to(Path.cwd()):
+        return str(found.resolve().relative_to(Path.cwd()))
+    return str(found) if found else None

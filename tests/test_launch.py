@@ -105,16 +105,18 @@ def test_it_says_where_it_answers_and_what_to_try_once(
         folder.mkdir()
         (folder / "a.jpg").touch()
     samples = {"/classify": here / "a.jpg", "/segment": elsewhere / "a.jpg", "/audio": here / "absent.wav"}
+    of_the_project: dict[str, Path | None] = {"/video": Path("samples/cat.jpg"), "/numbers": None}
     monkeypatch.chdir(here)
     monkeypatch.setattr(os, "environ", {"PORT": str(port), "HOST": host})
     monkeypatch.setattr(os, "execv", lambda program, arguments: None)
     launch.serve([])
     for _ in range(2):
-        launch.announce(tmp_path, samples)
+        launch.announce(tmp_path, samples | of_the_project)
     assert capsys.readouterr().out.splitlines() == [
         f"convserve is ready at {at} (documentation: {at}/docs). Try:",
         f"  curl --data-binary @a.jpg {at}/classify",
         f"  curl --data-binary @'{elsewhere}/a.jpg' {at}/segment",
+        f"  curl --data-binary @{ROOT}/samples/cat.jpg {at}/video",
     ]
 
 

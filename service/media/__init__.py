@@ -1,17 +1,18 @@
-"""bytes -> arrays: what a stranger sent, recognised by its magic bytes, checked against the limits, then decoded.
+"""Decoders: bytes from a client -> blocks of arrays.
 
-Every function here is pure, raises only ``UnsupportedMedia`` (415), ``MediaTooLarge`` (413) or ``CorruptMedia`` (400)
-for bad input, and calls ``check`` every now and then, which raises when nobody waits for the answer any more.
+A file is recognised by its magic bytes, checked against the limits, then decoded. A decoder is called with bytes, a
+spec, limits and a deadline, and yields blocks: whoever iterates sets the pace, and stops it by closing the iterator.
+Specs, limits and blocks can be pickled, so a call and each block may cross to another process.
+
+Decoders raise only ``UnsupportedMedia`` (415), ``MediaTooLarge`` (413), ``CorruptMedia`` (400) for bad input, and
+``DeadlineExceeded`` once the deadline has passed.
 """
 
-from collections.abc import Callable
+import math
 from dataclasses import dataclass
+from typing import NamedTuple
 
-Check = Callable[[], None]
-
-
-def never() -> None:
-    """The ``check`` of a caller with all the time in the world."""
+NO_DEADLINE = math.inf
 
 
 @dataclass(frozen=True)
@@ -23,3 +24,14 @@ class Limits:
     max_frames: int = 36_000  # ten minutes at 60 frames/s
     max_seconds: float = 600.0
     max_channels: int = 8
+
+
+class DecodeCost(NamedTuple):
+    """Seconds that decoding takes at most, by the file's header; infinite where the header does not tell.
+
+    The estimate holds under ``limits`` alone: they are lowered to what the header claims, so that a header that lies
+    leads to a refusal and not to more work.
+    """
+
+    seconds: float
+    limits: Limits

@@ -1,8 +1,9 @@
-"""A sound: bytes -> float32 (T,), mono, at the rate that is asked for."""
+"""Sounds: bytes -> float32 (T,), mono, at the rate that is asked for."""
 
 import math
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import cast
 
 import av
@@ -11,40 +12,52 @@ from av.filter import Graph
 from numpy.typing import NDArray
 
 from service.errors import CorruptMedia, MediaTooLarge
-from service.media import Check, Limits, never
-from service.media.container import check_codec, check_duration, declared_seconds, open_container
+from service.media import NO_DEADLINE, DecodeCost, Limits
+from service.media.container import check_codec, check_deadline, check_duration, declared_seconds, open_container
 
-# What an uncompressed sound takes: for each byte, and each sample at the rate that is asked for.
+_BLOCK_SECONDS = 1.0
+# Seconds of an uncompressed sound: per byte, and per sample at the rate that is asked for.
 _SECONDS, _SECONDS_A_BYTE, _SECONDS_A_SAMPLE = 5e-4, 4e-9, 22e-9
 _OTHER_BYTES = 512  # before the samples, and behind: FFmpeg compares each tag with all others, a second for 400 kB
 _UNCOMPRESSED = {b"\x01\x00", b"\x03\x00"}  # WAVE_FORMAT_PCM, WAVE_FORMAT_IEEE_FLOAT
 _MIN_RATE_HZ, _MAX_RATE_HZ = 4_000, 192_000  # below and above lies no recording, only a forged header
 
 
-def decode_audio(data: bytes, limits: Limits, *, sample_rate_hz: int, check: Check = never) -> NDArray[np.float32]:
-    """The first audio stream as (T,) float32, full scale -1 to 1, channels averaged, at ``sample_rate_hz``.
+@dataclass(frozen=True)
+class AudioSpec:
+    sample_rate_hz: int
+
+
+def decode(
+    data: bytes, spec: AudioSpec, limits: Limits, deadline: float = NO_DEADLINE
+) -> Iterator[NDArray[np.float32]]:
+    """Yields the first audio stream in blocks (T,) float32, full scale -1 to 1, channels averaged, at the spec's rate.
 
     Raises ``UnsupportedMedia``; ``MediaTooLarge`` for too many seconds or channels; ``CorruptMedia``, also for a file
     without an audio stream, without a single sample, or with samples that are not finite.
     """
+    empty = True
     with open_container(data, "audio", limits) as container:
         if not container.streams.audio:
             raise CorruptMedia("the file holds no audio stream")
         stream = container.streams.audio[0]
         _check_header(stream, limits)
         check_duration(declared_seconds(container), limits)
-        blocks = list(_blocks(container, stream, limits, sample_rate_hz, check))
-    if not blocks:
+        for block in _joined(_blocks(container, stream, limits, spec.sample_rate_hz, deadline), spec.sample_rate_hz):
+            if not np.isfinite(block).all():
+                raise CorruptMedia("the sound holds samples that are not finite")
+            empty = False
+            yield np.clip(block, -1, 1, out=block)  # full scale, which floating-point files may exceed without end
+    if empty:
         raise CorruptMedia("the file holds no audio samples")
-    sound = np.concatenate(blocks)
-    if not np.isfinite(sound).all():
-        raise CorruptMedia("the sound holds samples that are not finite")
-    return np.clip(sound, -1, 1, out=sound)  # full scale, which floating-point files may exceed without end
 
 
-def decoding_seconds(data: bytes, *, sample_rate_hz: int) -> float:
-    """About how long ``decode_audio`` takes at most, of an uncompressed WAV that by its header is little but samples;
-    infinite of everything else: there is no telling before it is decoded."""
+def decode_cost(data: bytes, spec: AudioSpec, limits: Limits) -> DecodeCost:
+    """Estimates an uncompressed WAV that by its header is little but samples."""
+    return DecodeCost(_wav_seconds(data, spec.sample_rate_hz), limits)
+
+
+def _wav_seconds(data: bytes, sample_rate_hz: int) -> float:
     if len(data) < 36 or data[12:16] != b"fmt " or data[20:22] not in _UNCOMPRESSED:
         return math.inf
     channels, rate_hz, bits = (int.from_bytes(data[at:end], "little") for at, end in ((22, 24), (24, 28), (34, 36)))
@@ -54,8 +67,20 @@ def decoding_seconds(data: bytes, *, sample_rate_hz: int) -> float:
     return _SECONDS + len(data) * _SECONDS_A_BYTE + samples * _SECONDS_A_SAMPLE
 
 
+def _joined(blocks: Iterator[NDArray[np.float32]], sample_rate_hz: int) -> Iterator[NDArray[np.float32]]:
+    """Joins FFmpeg's short frames to blocks of a second or more."""
+    held: list[NDArray[np.float32]] = []
+    for block in blocks:
+        held.append(block)
+        if sum(map(len, held)) >= _BLOCK_SECONDS * sample_rate_hz:
+            yield np.concatenate(held)
+            held = []
+    if joined := [block for block in held if len(block)]:
+        yield np.concatenate(joined)
+
+
 def _hardly_but_samples(data: bytes) -> bool:
-    """By the chunks of a RIFF file: a name and a length each, padded to an even one."""
+    """Reads the chunks of a RIFF file: a name and a length each, padded to an even one."""
     at = 12
     while at + 8 <= min(len(data), _OTHER_BYTES):
         name, length = data[at : at + 4], int.from_bytes(data[at + 4 : at + 8], "little")
@@ -75,20 +100,20 @@ def _check_header(stream: av.AudioStream, limits: Limits) -> None:
 
 
 def _blocks(
-    container: av.container.InputContainer, stream: av.AudioStream, limits: Limits, sample_rate_hz: int, check: Check
+    container: av.container.InputContainer, stream: av.AudioStream, limits: Limits, sample_rate_hz: int, deadline: float
 ) -> Iterator[NDArray[np.float32]]:
     """Mono blocks at the wanted rate. Channels are averaged here: FFmpeg's own mix to mono would be 3 dB louder."""
     resampler: Graph | None = None
     kind: tuple[str, str, int] | None = None
     samples = 0  # counted whole: sums of seconds round, and would refuse a sound of exactly MAX_SECONDS
     for frame in container.decode(stream):
-        check()
+        check_deadline(deadline)
         samples += frame.samples
         check_duration(samples / (frame.sample_rate or stream.rate), limits)
         if resampler is None:
             kind, resampler = _kind(frame), _resampler(frame, sample_rate_hz)
         if _kind(frame) != kind:
-            raise CorruptMedia("the sound changes its rate, its channels or its coding on the way")
+            raise CorruptMedia("the sound changes its rate, its channels or its coding midway")
         yield from _resampled(resampler, frame)
     if resampler is not None:
         yield from _resampled(resampler, None)
@@ -99,9 +124,11 @@ def _kind(frame: av.AudioFrame) -> tuple[str, str, int]:
 
 
 def _resampler(frame: av.AudioFrame, sample_rate_hz: int) -> Graph:
-    """For sounds like ``frame``, in the caller's thread: PyAV's AudioResampler starts one per core for each sound, for
-    longer than a spoken word takes. Interleaved: with eight planes, PyAV 18 reads past the list of their pointers, and
-    the process may die of it."""
+    """Makes a resampler for sounds like ``frame`` that runs in the caller's thread.
+
+    PyAV's AudioResampler starts a thread per core for each sound, which takes longer than a spoken word. The output is
+    interleaved: with eight planes PyAV 18 reads past the list of their pointers, and the process may die of it.
+    """
     format, layout, rate = _kind(frame)
     graph = Graph()
     graph.threads = 1

@@ -1,24 +1,35 @@
-"""A picture: bytes -> RGB, upright, no larger than it has to be."""
+"""Pictures: bytes -> RGB, upright, no larger than necessary -> a sample of the size that the card states."""
 
 import math
 import struct
+import time
 import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
 from io import BytesIO
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageFile
+from PIL import Image
 
-from service.errors import CorruptMedia, MediaTooLarge
-from service.media import Check, Limits, never
-from service.media.formats import accepted_format
+from service.errors import CorruptMedia, DeadlineExceeded, MediaTooLarge
+from service.media import NO_DEADLINE, DecodeCost, Limits
+from service.media.formats import (
+    REDUCED_TO,
+    accepted_format,
+    picture_seconds,
+    smallest_size,
+    uses_run_lengths,
+    webp_size,
+)
+from service.repository.card import ImagePreprocess
 
 # Pillow's own limit is fixed for the process and lies above ours; the check below comes before any pixel is decoded.
 Image.MAX_IMAGE_PIXELS = None
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")  # a log line for each broken EXIF tag
 
-# Everything that Pillow's decoders raise for bytes that are not what their header says.
+# Exceptions of Pillow's decoders for bytes that are not what their header says.
 _DECODER_ERRORS = (
     OSError,
     SyntaxError,
@@ -30,7 +41,6 @@ _DECODER_ERRORS = (
     OverflowError,
     struct.error,
 )
-_GAP = 2  # decoders may reduce a picture to twice the size that is wanted: the last, careful step has that much to go
 _MAX_RLE_PIXELS = 1_000_000  # Pillow unpacks a run-length coded BMP in Python: 1 kB kept it busy for 23 seconds
 _BLOCK = 1 << 20
 _ORIENTATION = 0x0112
@@ -46,43 +56,77 @@ _UPRIGHT = {
 _SWAPPED = {5, 6, 7, 8}  # these exchange height and width
 
 
-class Picture(NamedTuple):
-    """``image`` is Pillow's, in RGB, perhaps reduced; ``size`` (height, width) is the upright picture's own.
+_GREY = 114  # surrounds a padded picture; about the mean of photographs
 
-    Not an array: what is done next to a picture is Pillow's, too, and either way between the two is a copy.
+
+@dataclass(frozen=True)
+class ImageSpec:
+    """What is asked of a picture: its shorter side in pixels, which a larger picture may come reduced to twice of.
+
+    None asks for every pixel.
+    """
+
+    shorter_side: int | None = None
+
+
+class Picture(NamedTuple):
+    """A decoded picture. ``image`` is Pillow's, RGB, perhaps reduced; ``size`` (height, width) is the upright file's.
+
+    Pillow's image and not an array, as the next step is Pillow's too and each conversion is a copy.
     """
 
     image: Image.Image
     size: tuple[int, int]
 
 
-def decode_image(data: bytes, limits: Limits, *, shorter_side: int | None = None, check: Check = never) -> Picture:
-    """Decodes the first frame. With ``shorter_side``, a larger picture may come reduced, to no less than twice that.
+class Region(NamedTuple):
+    """Where in a padded sample the picture lies, in pixels."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+class ImageSample(NamedTuple):
+    sample: NDArray[np.uint8]  # (H, W, 3)
+    region: Region
+
+
+def decode_cost(data: bytes, spec: ImageSpec, limits: Limits) -> DecodeCost:
+    return DecodeCost(picture_seconds(data, spec.shorter_side), limits)
+
+
+def decode(data: bytes, spec: ImageSpec, limits: Limits, deadline: float = NO_DEADLINE) -> Iterator[Picture]:
+    """Yields the first frame as one ``Picture``.
 
     Raises ``UnsupportedMedia``, ``MediaTooLarge`` (before a pixel is decoded) or ``CorruptMedia`` (truncated, too).
     """
     format = accepted_format(data, "image")
     if format == "WebP":
         _check_size(webp_size(data), limits)  # Pillow allocates a WebP's canvas when it opens the file
-    check()
+    if time.monotonic() >= deadline:
+        raise DeadlineExceeded("the deadline passed before the picture was decoded")
     try:
         with Image.open(BytesIO(data), formats=[format]) as image:
             _check_size(image.size, limits)
-            _check_coding(image, limits)
+            _check_tiles(image, limits)
+            if format == "BMP" and uses_run_lengths(data) and image.width * image.height > _MAX_RLE_PIXELS:
+                raise MediaTooLarge(f"a run-length coded BMP is decoded up to {_MAX_RLE_PIXELS} pixels")
             own = image.size
-            if shorter_side is not None:
-                image.draft(None, at_least(own, shorter_side))  # None keeps the mode
+            if spec.shorter_side is not None:
+                image.draft(None, smallest_size(own, spec.shorter_side))  # None keeps the mode
             image.load()
             if format == "TIFF":
                 own = image.size  # Pillow has turned it upright
             orientation = _orientation(image)
-            upright = _rgb(_reduced(image, shorter_side))
+            upright = _rgb(_reduced(image, spec.shorter_side))
             if orientation in _UPRIGHT:
                 upright = upright.transpose(_UPRIGHT[orientation])
     except _DECODER_ERRORS as error:
         raise CorruptMedia(f"the {format} picture cannot be decoded; it may be truncated or damaged") from error
     width, height = own[::-1] if orientation in _SWAPPED else own
-    return Picture(upright, (height, width))
+    yield Picture(upright, (height, width))
 
 
 def _check_size(size: tuple[int, int], limits: Limits) -> None:
@@ -95,14 +139,11 @@ def _check_size(size: tuple[int, int], limits: Limits) -> None:
         raise CorruptMedia("the picture has no pixels")
 
 
-def _check_coding(image: Image.Image, limits: Limits) -> None:
-    """What a small picture can cost by the way it is stored."""
+def _check_tiles(image: Image.Image, limits: Limits) -> None:
+    """Raises ``MediaTooLarge`` for a TIFF whose tiles, each of which is decoded whole, are larger than a picture."""
     tags = getattr(image, "tag_v2", {})
-    if 322 in tags and 323 in tags:  # width and length of a TIFF's tiles, each of which is decoded whole
+    if 322 in tags and 323 in tags:  # TileWidth, TileLength
         _check_size((int(tags[322]), int(tags[323])), limits)
-    tile = image.tile[0] if isinstance(image, ImageFile.ImageFile) and image.tile else None
-    if tile is not None and tile.codec_name == "bmp_rle" and image.width * image.height > _MAX_RLE_PIXELS:
-        raise MediaTooLarge(f"a run-length coded BMP is decoded up to {_MAX_RLE_PIXELS} pixels")
 
 
 def _orientation(image: Image.Image) -> int:
@@ -114,37 +155,16 @@ def _orientation(image: Image.Image) -> int:
     return stated if stated in _UPRIGHT else 1
 
 
-def webp_size(data: bytes) -> tuple[int, int]:
-    """Width and height as a WebP's first chunk declares them (RFC 9649, section 2)."""
-    chunk, body = data[12:16], data[20:30]
-    if len(body) < 10:
-        raise CorruptMedia("the WebP picture ends within its header")
-    if chunk == b"VP8X":
-        return 1 + int.from_bytes(body[4:7], "little"), 1 + int.from_bytes(body[7:10], "little")
-    if chunk == b"VP8L":
-        bits = int.from_bytes(body[1:5], "little")
-        return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
-    if chunk != b"VP8 ":
-        raise CorruptMedia("the WebP picture does not begin with its size")
-    return int.from_bytes(body[6:8], "little") & 0x3FFF, int.from_bytes(body[8:10], "little") & 0x3FFF
-
-
-def at_least(size: tuple[int, int], shorter_side: int) -> tuple[int, int]:
-    """What decoders may reduce a picture of ``size`` to, (width, height) as it is stored, by ``shorter_side``."""
-    scale = min(1.0, _GAP * shorter_side / min(size))
-    return math.ceil(size[0] * scale), math.ceil(size[1] * scale)
-
-
 def _reduced(image: Image.Image, shorter_side: int | None) -> Image.Image:
-    """What draft mode does for JPEG, by box filter, for the modes in which an average means something."""
-    factor = 1 if shorter_side is None else min(image.size) // (_GAP * shorter_side)
+    """Reduces as JPEG's draft mode does, by box filter, in the modes in which an average means something."""
+    factor = 1 if shorter_side is None else min(image.size) // (REDUCED_TO * shorter_side)
     if factor < 2 or image.mode not in ("L", "RGB", "CMYK", "YCbCr") or "transparency" in image.info:
         return image
     return image.reduce(factor)
 
 
 def _rgb(image: Image.Image) -> Image.Image:
-    """RGB: 16 bits scaled rather than clipped, what is transparent over white."""
+    """Converts to RGB: scales 16 bits rather than clipping them, and lays transparency over white."""
     if image.mode.startswith("I") or image.mode == "F":
         values = np.asarray(image)
         grey = _eight_bits(values)
@@ -172,3 +192,49 @@ def _eight_bits(values: NDArray[np.generic]) -> NDArray[np.uint8]:
         block = values.reshape(-1)[start : start + _BLOCK].astype(np.float64)
         grey[start : start + _BLOCK] = np.clip(np.rint(block * (255.0 / white)), 0, 255)
     return grey.reshape(values.shape)
+
+
+def image_sample(picture: Image.Image, spec: ImagePreprocess) -> ImageSample:
+    """RGB of any size -> one of ``spec.sizes``, antialiased."""
+    if spec.resize == "crop":
+        assert spec.shorter_side is not None  # the card checked it
+        return _cropped(picture, spec.sizes[0], spec.shorter_side)
+    return _padded(picture, _size_for(picture, spec.sizes))
+
+
+def decoded_shorter_side(spec: ImagePreprocess) -> int:
+    """The shorter side that a picture must have after decoding, so that none is enlarged for ``image_sample``."""
+    return spec.shorter_side or max(min(size) for size in spec.sizes)
+
+
+def _cropped(picture: Image.Image, size: tuple[int, int], shorter_side: int) -> ImageSample:
+    """Scales the shorter side to ``shorter_side`` and cuts out the middle, as one resampling of a box of the source."""
+    scale = min(picture.size) / shorter_side
+    height, width = size
+    # Rounding can put the box a hair outside of the picture, which Pillow refuses.
+    left, top = max(0.0, (picture.width - width * scale) / 2), max(0.0, (picture.height - height * scale) / 2)
+    box = (left, top, min(left + width * scale, picture.width), min(top + height * scale, picture.height))
+    sample = picture.resize((width, height), Image.Resampling.BILINEAR, box=box)
+    return ImageSample(np.asarray(sample), Region(0, 0, height, width))
+
+
+def _size_for(picture: Image.Image, sizes: tuple[tuple[int, int], ...]) -> tuple[int, int]:
+    """The size that the picture fills best."""
+
+    def filled(size: tuple[int, int]) -> float:
+        height, width = size
+        aspect = (picture.width / picture.height) / (width / height)
+        return min(aspect, 1 / aspect)
+
+    return max(sizes, key=filled)
+
+
+def _padded(picture: Image.Image, size: tuple[int, int]) -> ImageSample:
+    """Scales the whole picture into ``size`` and centres it on grey."""
+    scale = min(size[0] / picture.height, size[1] / picture.width)
+    height, width = max(1, round(picture.height * scale)), max(1, round(picture.width * scale))
+    region = Region((size[0] - height) // 2, (size[1] - width) // 2, height, width)
+    sample = np.full((*size, 3), _GREY, np.uint8)
+    resized = picture.resize((width, height), Image.Resampling.BILINEAR)
+    sample[region.top : region.top + height, region.left : region.left + width] = np.asarray(resized)
+    return ImageSample(sample, region)

@@ -1,8 +1,8 @@
-"""A clip: bytes -> uint8 (T, H, W, 3), RGB, upright, at the frame rate and size that are asked for."""
+"""Clips: bytes -> uint8 (T, H, W, 3), RGB, upright, at the frame rate and size that are asked for."""
 
 import math
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import av
@@ -12,16 +12,17 @@ from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from service.errors import CorruptMedia, MediaTooLarge
-from service.media import Check, Limits, never
-from service.media.container import check_codec, check_duration, declared_seconds, open_container
+from service.media import NO_DEADLINE, DecodeCost, Limits, mp4
+from service.media.container import check_codec, check_deadline, check_duration, declared_seconds, open_container
 from service.media.mp4 import Film
 
+_BLOCK_FRAMES = 32
 _MAX_ELONGATION = 4  # longer side over shorter; beyond, the frames for a small shorter side would fill the memory
 _SLACK = 1e-3  # seconds; time stamps in milliseconds (Matroska) fall this far beside the frames' true times
 _CODED_PIXELS = 31  # by which a side may grow: it is coded as a multiple of 16, or of 32
 _LONGEST_LAST_FRAME = 1.0  # seconds; how long the last frame is shown rests on the header's word alone
-# What a film takes: for each byte, each frame and each of its pixels, each pixel that is left of a frame when it is
-# scaled, and each pixel of the answer, in which a frame may be several times.
+# Seconds of a film: per byte, per frame and pixel of it, per pixel that is left of a frame when it is scaled, and per
+# pixel of the answer, in which a frame may be several times.
 _SECONDS, _SECONDS_A_BYTE, _SECONDS_A_FRAME, _SECONDS_A_PIXEL = 5e-4, 100e-9, 6e-5, 6e-9
 _SECONDS_A_SCALED_PIXEL, _SECONDS_A_SHOWN_PIXEL = 4e-9, 1e-9
 
@@ -34,10 +35,16 @@ class _Shown(NamedTuple):
     frame: av.VideoFrame
 
 
-def decode_video(
-    data: bytes, limits: Limits, *, frame_rate_hz: float, shorter_side: int, check: Check = never
-) -> NDArray[np.uint8]:
-    """What the clip shows at 0, 1, 2, … ``/ frame_rate_hz`` seconds: (T, H, W, 3) uint8, the shorter side as asked for.
+@dataclass(frozen=True)
+class VideoSpec:
+    """Frames a second, and the shorter side of each in pixels."""
+
+    frame_rate_hz: float
+    shorter_side: int
+
+
+def decode(data: bytes, spec: VideoSpec, limits: Limits, deadline: float = NO_DEADLINE) -> Iterator[NDArray[np.uint8]]:
+    """Yields blocks (T, H, W, 3) uint8: what the clip shows at 0, 1, 2, … ``/ frame_rate_hz`` seconds.
 
     Frames are chosen by their time stamps: rates vary and header counts lie. Raises ``UnsupportedMedia``;
     ``MediaTooLarge`` for too many seconds, frames, or pixels a frame; ``CorruptMedia``, also without any frame.
@@ -52,25 +59,39 @@ def decode_video(
         _check_frame_size(stream.codec_context.width, stream.codec_context.height, limits)
         check_duration(declared_seconds(container), limits)
         aspect = _pixel_aspect(stream)
-        frames: list[NDArray[np.uint8]] = []
         matrices: dict[int, bytes] = {}
         scaler = VideoReformatter()  # one for all frames, of which each would make its own
-        for frame, ticks in _at_rate(_shown_frames(container, stream, limits, check), frame_rate_hz):
-            frames += [_pixels(frame, scaler, shorter_side, aspect, matrices)] * ticks
-    if not frames:
+        held: list[NDArray[np.uint8]] = []
+        shape: tuple[int, ...] | None = None
+        for frame, ticks in _at_rate(_shown_frames(container, stream, limits, deadline), spec.frame_rate_hz):
+            pixels = _pixels(frame, scaler, spec.shorter_side, aspect, matrices)
+            shape = shape or pixels.shape
+            if pixels.shape != shape:
+                raise CorruptMedia("the clip changes its shape midway")
+            for _ in range(ticks):
+                held.append(pixels)
+                if len(held) == _BLOCK_FRAMES:
+                    yield np.stack(held)
+                    held = []
+    if shape is None:
         raise CorruptMedia("the file holds no video frames")
-    if any(frame.shape != frames[0].shape for frame in frames):
-        raise CorruptMedia("the clip changes its shape on the way")
-    return np.stack(frames)
+    if held:
+        yield np.stack(held)
 
 
-def decoding_seconds(film: Film, *, frame_rate_hz: float, shorter_side: int) -> float:
-    """About how long ``decode_video`` takes at most, if what ``film`` claims is true."""
+def decode_cost(data: bytes, spec: VideoSpec, limits: Limits) -> DecodeCost:
+    """Estimates an MP4 that holds one H.264 film with a short index, under limits lowered to what the index claims."""
+    if not (film := mp4.film(data)):
+        return DecodeCost(math.inf, limits)
+    return DecodeCost(_film_seconds(film, spec), claimed_limits(film, limits))
+
+
+def _film_seconds(film: Film, spec: VideoSpec) -> float:
     shorter, longer = sorted((film.width, film.height))
     if not 0 < longer <= _MAX_ELONGATION * shorter:  # it is refused, or so it should be
         return math.inf
-    scaled_pixels = shorter_side**2 * longer / shorter
-    shown = math.ceil((film.seconds + _LONGEST_LAST_FRAME) * frame_rate_hz)
+    scaled_pixels = spec.shorter_side**2 * longer / shorter
+    shown = math.ceil((film.seconds + _LONGEST_LAST_FRAME) * spec.frame_rate_hz)
     of_a_frame = _SECONDS_A_FRAME + film.width * film.height * _SECONDS_A_PIXEL
     scaling = min(film.frames, shown) * _SECONDS_A_SCALED_PIXEL + shown * _SECONDS_A_SHOWN_PIXEL
     return _SECONDS + film.frame_bytes * _SECONDS_A_BYTE + film.frames * of_a_frame + scaled_pixels * scaling
@@ -96,13 +117,13 @@ def _check_frame_size(width: int, height: int, limits: Limits) -> None:
 
 
 def _shown_frames(
-    container: av.container.InputContainer, stream: av.VideoStream, limits: Limits, check: Check
+    container: av.container.InputContainer, stream: av.VideoStream, limits: Limits, deadline: float
 ) -> Iterator[_Shown]:
     """Every frame in the order of showing, seconds counted from the first; limits hold for what really comes."""
     start: float | None = None
     seconds, duration = 0.0, 1 / float(stream.average_rate or 25)
     for count, frame in enumerate(container.decode(stream), start=1):
-        check()
+        check_deadline(deadline)
         _check_frame_size(frame.width, frame.height, limits)
         if count > limits.max_frames:
             raise MediaTooLarge(f"it has more than {limits.max_frames} frames, which MAX_FRAMES allows")

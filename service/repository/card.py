@@ -1,16 +1,28 @@
 """The model card: everything the service knows of a model, and all that a reader should know before using it."""
 
 import functools
-from typing import Annotated, Literal, Self
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, Protocol, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    SerializeAsAny,
+    ValidationInfo,
+    model_validator,
+)
 
-Task = Literal["classify", "segment", "audio", "video"]
 Precision = Literal["float32", "float16"]
 Size = tuple[Annotated[int, Field(ge=1, le=4096)], Annotated[int, Field(ge=1, le=4096)]]
 Colour = tuple[
     Annotated[int, Field(ge=0, le=255)], Annotated[int, Field(ge=0, le=255)], Annotated[int, Field(ge=0, le=255)]
 ]
+GRAPH = "model.onnx"  # the file that every model's folder holds beside its card
 NAME_PATTERN = r"^[a-z0-9][a-z0-9_-]{0,63}$"
 
 
@@ -27,7 +39,17 @@ class TensorSpec(_Strict):
     shape: tuple[int | str, ...]
 
 
-class ImagePreprocess(_Strict):
+class Preprocess(_Strict):
+    """How media become samples: the section of a card that its task reads."""
+
+    media: str
+
+    @abstractmethod
+    def sample_shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Every shape, without the batch axis, that a sample can have."""
+
+
+class ImagePreprocess(Preprocess):
     """From a picture (H, W, 3) to one sample of one of ``sizes``, (height, width), uint8.
 
     ``crop`` scales the shorter side to ``shorter_side`` and takes the centre. ``pad`` scales the whole picture into the
@@ -47,8 +69,11 @@ class ImagePreprocess(_Strict):
             raise ValueError("shorter_side is less than the size that is cut from it")
         return self
 
+    def sample_shapes(self) -> tuple[tuple[int, ...], ...]:
+        return tuple((*size, 3) for size in self.sizes)
 
-class AudioPreprocess(_Strict):
+
+class AudioPreprocess(Preprocess):
     """From a sound to windows (1, T), float32 in -1 to 1, one every ``hop_seconds``."""
 
     media: Literal["audio"] = "audio"
@@ -60,8 +85,11 @@ class AudioPreprocess(_Strict):
     def window_samples(self) -> int:
         return round(self.window_seconds * self.sample_rate_hz)
 
+    def sample_shapes(self) -> tuple[tuple[int, ...], ...]:
+        return ((1, self.window_samples),)
 
-class VideoPreprocess(_Strict):
+
+class VideoPreprocess(Preprocess):
     """From a clip to windows (T, H, W, 3), uint8, of ``frames`` frames, one every ``hop_seconds``."""
 
     media: Literal["video"] = "video"
@@ -77,15 +105,53 @@ class VideoPreprocess(_Strict):
             raise ValueError("shorter_side is less than the size that is cut from it")
         return self
 
+    def sample_shapes(self) -> tuple[tuple[int, ...], ...]:
+        return ((self.frames, *self.size, 3),)
 
-Preprocess = Annotated[ImagePreprocess | AudioPreprocess | VideoPreprocess, Field(discriminator="media")]
-MEDIA_OF_TASK: dict[str, str] = {"classify": "image", "segment": "image", "audio": "audio", "video": "video"}
-OUTPUTS_OF_TASK: dict[str, tuple[str, ...]] = {
-    "classify": ("probabilities",),
-    "segment": ("mask", "confidence"),
-    "audio": ("probabilities",),
-    "video": ("probabilities",),
-}
+
+class CardRules(Protocol):
+    """What a task asks of its models' cards."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def preprocess(self) -> type[Preprocess]: ...
+
+    @property
+    def outputs(self) -> tuple[str, ...]: ...
+
+    def check_card(self, card: "ModelCard") -> None: ...
+
+
+_rules: dict[str, CardRules] = {}
+
+
+def register(rules: CardRules) -> None:
+    """Lets cards state this task; ``service.tasks`` calls it for each."""
+    _rules[rules.name] = rules
+
+
+def _known_task(name: str) -> str:
+    if name not in _rules:
+        raise ValueError(f"no task is called {name!r}; there are {', '.join(_rules)}")
+    return name
+
+
+def _preprocess_of_task(value: Any, info: ValidationInfo) -> Any:
+    rules = _rules.get(info.data.get("task", ""))
+    if rules is None or isinstance(value, Preprocess):
+        return value
+    return rules.preprocess.model_validate(value)
+
+
+class _AnyPreprocess:
+    """JSON schema of the preprocessing sections of all registered tasks."""
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: Any, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        kinds = dict.fromkeys(rules.preprocess for rules in _rules.values())
+        return {"anyOf": [handler(kind.__pydantic_core_schema__) for kind in kinds]}
 
 
 class Dataset(_Strict):
@@ -170,7 +236,7 @@ class File(_Strict):
 class ModelCard(_Strict):
     name: Annotated[str, Field(pattern=NAME_PATTERN)]
     version: Annotated[int, Field(ge=1)]
-    task: Task
+    task: Annotated[str, AfterValidator(_known_task)]
     default: bool
     architecture: str
     precision: Precision = "float32"  # of the arithmetic, not of inputs and outputs; older cards do not say
@@ -178,7 +244,7 @@ class ModelCard(_Strict):
     categories: Annotated[tuple[str, ...], Field(min_length=1)]
     palette: tuple[Colour, ...] | None = None
     input: TensorSpec
-    preprocess: Preprocess
+    preprocess: Annotated[SerializeAsAny[Preprocess], BeforeValidator(_preprocess_of_task), _AnyPreprocess]
     outputs: tuple[TensorSpec, ...]
     dataset: Dataset
     metrics: tuple[Metric, ...]
@@ -194,35 +260,32 @@ class ModelCard(_Strict):
 
     @model_validator(mode="after")
     def _parts_agree(self) -> Self:
-        if self.preprocess.media != MEDIA_OF_TASK[self.task]:
-            raise ValueError(
-                f"task {self.task!r} takes {MEDIA_OF_TASK[self.task]}, preprocess says {self.preprocess.media}"
-            )
-        if tuple(output.name for output in self.outputs) != OUTPUTS_OF_TASK[self.task]:
-            raise ValueError(
-                f"task {self.task!r} needs the outputs {', '.join(OUTPUTS_OF_TASK[self.task])}, in this order"
-            )
+        rules = _rules[self.task]
+        if not isinstance(self.preprocess, rules.preprocess):
+            raise ValueError(f"task {self.task!r} takes no {self.preprocess.media}")
+        if tuple(output.name for output in self.outputs) != rules.outputs:
+            raise ValueError(f"task {self.task!r} needs the outputs {', '.join(rules.outputs)}, in this order")
+        if any(len(shape) + 1 != len(self.input.shape) for shape in self.sample_shapes()):
+            raise ValueError(f"the input's shape {self.input.shape} does not fit samples {self.sample_shapes()[0]}")
+        known = set(self.input.shape)
+        if unknown := [
+            axis for spec in self.outputs for axis in spec.shape if isinstance(axis, str) and axis not in known
+        ]:
+            raise ValueError(f"an output has the axis {unknown[0]!r}, which the input has not")
         if len(set(self.categories)) != len(self.categories):
             raise ValueError("a category is named twice")
-        if (self.palette is not None) != (self.task == "segment"):
-            raise ValueError("a palette belongs to task 'segment', and to no other")
-        if self.palette is not None and len(self.palette) != len(self.categories):
-            raise ValueError("the palette needs one colour per category")
-        if self.task == "segment" and len(self.categories) > 256:
-            raise ValueError("a mask holds at most 256 categories")
-        if "model.onnx" not in self.files:
-            raise ValueError("files does not state model.onnx")
+        if GRAPH not in self.files:
+            raise ValueError(f"files does not state {GRAPH}")
+        rules.check_card(self)
         return self
 
     def sample_shapes(self) -> tuple[tuple[int, ...], ...]:
         """Every shape, without the batch axis, that a sample of this model can have."""
-        spec = self.preprocess
-        if isinstance(spec, AudioPreprocess):
-            return ((1, spec.window_samples),)
-        if isinstance(spec, VideoPreprocess):
-            return ((spec.frames, *spec.size, 3),)
-        return tuple((*size, 3) for size in spec.sizes)
+        return self.preprocess.sample_shapes()
 
-    def output_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """That of each output for one sample of ``shape``: of a segmenter (H, W), else (C,)."""
-        return shape[:2] if self.task == "segment" else (len(self.categories),)
+    def output_shapes(self, sample: tuple[int, ...]) -> list[tuple[int, ...]]:
+        """Shape of each output, without the batch axis, for a sample of shape ``sample``."""
+        sizes: Mapping[int | str, int] = dict(zip(self.input.shape[1:], sample, strict=True))
+        return [
+            tuple(axis if isinstance(axis, int) else sizes[axis] for axis in spec.shape[1:]) for spec in self.outputs
+        ]

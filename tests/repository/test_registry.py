@@ -84,16 +84,6 @@ def test_batches_are_larger_where_weights_are_many(tmp_path: Path, parameters: i
     assert {model.max_batch for model in models if model.card.task == "classify"} == {batch}
 
 
-def test_a_batch_for_a_model_that_is_not_there_is_refused_with_what_is(tmp_path: Path) -> None:
-    graphs.write_all(tmp_path)
-    (tmp_path / "tiny-video" / "1" / "card.json").write_text("{}")
-    broken_too = Settings(repository=tmp_path, device="cpu", max_batch={"tiny-video": 2, "tiny-audio": 3})
-    assert {model.max_batch for model in load_models(broken_too) if model.card.task == "audio"} == {3}
-    for starts in (check_loadable, load_models):
-        with pytest.raises(SettingsError, match=r"CONVSERVE_MAX_BATCH names 'nosuch', .* has tiny-audio, "):
-            starts(Settings(repository=tmp_path, device="cpu", max_batch={"tiny-audio": 3, "nosuch": 2}))
-
-
 def test_whether_the_service_can_start_is_known_from_as_few_models_as_possible(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

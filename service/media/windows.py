@@ -1,28 +1,11 @@
-"""Decoded media + what the card states -> samples without a batch axis. Training and serving both come through here."""
+"""Windows of sounds and clips: decoded media + what the card states -> samples. Training and serving share them."""
 
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
-from service.repository.card import AudioPreprocess, ImagePreprocess, VideoPreprocess
-
-_GREY = 114  # what surrounds a padded picture; about the mean of photographs
-
-
-class Region(NamedTuple):
-    """Where in a padded sample the picture lies, in pixels."""
-
-    top: int
-    left: int
-    height: int
-    width: int
-
-
-class ImageSample(NamedTuple):
-    sample: NDArray[np.uint8]  # (H, W, 3)
-    region: Region
+from service.repository.card import AudioPreprocess, VideoPreprocess
 
 
 class Windows(NamedTuple):
@@ -35,52 +18,6 @@ class Windows(NamedTuple):
     samples: list[NDArray[np.float32]] | list[NDArray[np.uint8]]
     spans: list[tuple[float, float]]  # seconds
     weights: NDArray[np.float64]
-
-
-def image_sample(picture: Image.Image, spec: ImagePreprocess) -> ImageSample:
-    """RGB of any size -> one of ``spec.sizes``, antialiased."""
-    if spec.resize == "crop":
-        assert spec.shorter_side is not None  # the card checked it
-        return _cropped(picture, spec.sizes[0], spec.shorter_side)
-    return _padded(picture, _size_for(picture, spec.sizes))
-
-
-def decoded_shorter_side(spec: ImagePreprocess) -> int:
-    """The shorter side that a picture must have after decoding, so that none is enlarged for ``image_sample``."""
-    return spec.shorter_side or max(min(size) for size in spec.sizes)
-
-
-def _cropped(picture: Image.Image, size: tuple[int, int], shorter_side: int) -> ImageSample:
-    """Scales the shorter side to ``shorter_side`` and cuts out the middle, as one resampling of a box of the source."""
-    scale = min(picture.size) / shorter_side
-    height, width = size
-    # Rounding can put the box a hair outside of the picture, which Pillow refuses.
-    left, top = max(0.0, (picture.width - width * scale) / 2), max(0.0, (picture.height - height * scale) / 2)
-    box = (left, top, min(left + width * scale, picture.width), min(top + height * scale, picture.height))
-    sample = picture.resize((width, height), Image.Resampling.BILINEAR, box=box)
-    return ImageSample(np.asarray(sample), Region(0, 0, height, width))
-
-
-def _size_for(picture: Image.Image, sizes: tuple[tuple[int, int], ...]) -> tuple[int, int]:
-    """The size that the picture fills best."""
-
-    def filled(size: tuple[int, int]) -> float:
-        height, width = size
-        aspect = (picture.width / picture.height) / (width / height)
-        return min(aspect, 1 / aspect)
-
-    return max(sizes, key=filled)
-
-
-def _padded(picture: Image.Image, size: tuple[int, int]) -> ImageSample:
-    """Scales the whole picture into ``size`` and centres it on grey."""
-    scale = min(size[0] / picture.height, size[1] / picture.width)
-    height, width = max(1, round(picture.height * scale)), max(1, round(picture.width * scale))
-    region = Region((size[0] - height) // 2, (size[1] - width) // 2, height, width)
-    sample = np.full((*size, 3), _GREY, np.uint8)
-    resized = picture.resize((width, height), Image.Resampling.BILINEAR)
-    sample[region.top : region.top + height, region.left : region.left + width] = np.asarray(resized)
-    return ImageSample(sample, region)
 
 
 def audio_windows(sound: NDArray[np.float32], spec: AudioPreprocess) -> Windows:
