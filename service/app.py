@@ -169,7 +169,8 @@ class Worker:
         metrics.WORKER_STARTS.inc()
         listing = ", ".join(f"{model.card.key} on {model.engine.provider}" for model in models)
         logger.info("worker %d is ready after %.1f s: %s", os.getpid(), time.monotonic() - began, listing)
-        launch.announce(metrics.share_folder(), {f"/{task}": TASKS[task].sample for task in tasks})
+        samples = {f"/{name}": task.sample for name, task in TASKS.items() if name in tasks}
+        launch.announce(metrics.share_folder(), samples)
 
     @bentoml.on_shutdown
     async def stop(self) -> None:

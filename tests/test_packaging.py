@@ -35,7 +35,8 @@ def _asked(extra: str, machine: dict[str, str]) -> dict[str, Requirement]:
     asked = {}
     for requirement in map(Requirement, [*PROJECT["project"]["dependencies"], *EXTRAS[extra]]):
         if requirement.name == PROJECT["project"]["name"]:
-            asked.update(_asked(*requirement.extras, machine))
+            for other in requirement.extras:
+                asked.update(_asked(other, machine))
         elif requirement.marker is None or requirement.marker.evaluate(machine):
             asked[canonicalize_name(requirement.name)] = requirement
     return asked
@@ -64,7 +65,7 @@ def test_a_lock_holds_what_the_package_depends_on(path: Path, machine: dict[str,
     extra = {"cpu": "serve"}.get(name, name.removesuffix("-cpu"))
     on_cpu, locked = name.endswith("cpu"), _locked(path, machine)
     for requirement in _asked(extra, machine).values():
-        chosen = canonicalize_name(requirement.name)
+        chosen = str(canonicalize_name(requirement.name))
         if on_cpu and chosen == "onnxruntime-gpu":
             chosen = "onnxruntime"
         if not (on_cpu and chosen == "torch"):  # installed by itself
