@@ -12,6 +12,8 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
+from service.tasks import TASKS
+
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 BENTO = yaml.safe_load((ROOT / "bentofile.yaml").read_text())
@@ -152,9 +154,9 @@ def test_every_package_of_the_tree_is_installed() -> None:
     assert set(PROJECT["tool"]["setuptools"]["packages"]) == packages
 
 
-def test_the_calls_of_the_readme_have_their_files() -> None:
-    named = set(re.findall(r"@(samples/[\w.-]+)", (ROOT / "README.md").read_text()))
-    assert len(named) >= 4 and all((ROOT / name).is_file() for name in named)
+def test_the_calls_that_are_advised_have_their_files() -> None:
+    for name, task in TASKS.items():
+        assert task.sample and (ROOT / task.sample).is_file(), name
 
 
 def test_make_help_says_a_line_of_each_target() -> None:
