@@ -118,6 +118,13 @@ def test_the_installer_asks_pip_for_the_locked_versions_and_says_one_line(
     assert all(line.endswith("-qq") for line in asked.splitlines())
 
 
+def test_the_image_and_the_bento_turn_telemetry_off() -> None:
+    dockerfile = (ROOT / "docker" / "Dockerfile").read_text()
+    for variable in BENTO["envs"]:
+        assert f"{variable['name']}={variable['value']}" in dockerfile
+    assert {variable["name"] for variable in BENTO["envs"]} == {"ORT_DISABLE_TELEMETRY", "BENTOML_DO_NOT_TRACK"}
+
+
 def test_serving_depends_on_no_torch() -> None:
     assert not any(re.match(r"torch", dependency) for dependency in PROJECT["project"]["dependencies"])
 
