@@ -107,7 +107,7 @@ def webp_size(data: bytes) -> tuple[int, int]:
 
 
 def smallest_size(size: tuple[int, int], shorter_side: int) -> tuple[int, int]:
-    """Returns the (width, height) that decoders may reduce a picture of ``size`` to, by the ``shorter_side`` that is wanted."""
+    """Returns the (width, height) that decoders may reduce a picture of ``size`` to, by ``shorter_side``."""
     scale = min(1.0, REDUCED_TO * shorter_side / min(size))
     return math.ceil(size[0] * scale), math.ceil(size[1] * scale)
 
