@@ -65,7 +65,7 @@ def test_batches_are_as_large_as_a_models_arithmetic_is_small_or_as_the_settings
     assert batches()["video"] == 13  # four thousand million multiply-accumulates a batch
     assert batches()["classify"] == 64
     assert set(batches(max_batch=5).values()) == {5}
-    assert batches(max_batch={"tiny-video": 7}) == batches() | {"video": 7}
+    assert batches(max_batch={"tiny-video": 7, "gone": 2}) == batches() | {"video": 7}
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,5 @@
+"""``MAX_BATCH`` by the names of models, some of which there are not."""
+
 from pathlib import Path
 
 import pytest
