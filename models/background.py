@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.media import Limits
-from service.media.audio import decode_audio
+from service.media.audio import AudioSpec, decode
 
 RATE_HZ = 8000  # that of the Free Spoken Digit Dataset
 _SECONDS = (1.0, 1.6)  # how long a piece or noise is
@@ -36,7 +36,7 @@ def write_background(sounds: list[Path], to: Path, pieces: int, noises: int, see
 def _all(sounds: list[Path], pieces: int, noises: int, seed: int) -> Iterator[tuple[str, _SOUND]]:
     random = np.random.default_rng(seed)
     for path in sorted(sounds):
-        sound = decode_audio(path.read_bytes(), Limits(), sample_rate_hz=RATE_HZ).astype(np.float64)
+        sound = np.concatenate(list(decode(path.read_bytes(), AudioSpec(RATE_HZ), Limits()))).astype(np.float64)
         for number in range(pieces):
             yield f"{path.stem}-{number}", _piece(sound, random)
     for kind, make in NOISES.items():

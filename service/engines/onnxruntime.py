@@ -31,8 +31,7 @@ logger = logging.getLogger("convserve.engine")
 
 Outputs = tuple[NDArray[np.generic], ...]
 
-# Samples in a batch on a GPU, where nothing else is said: a picture or second of sound is small, a street scene is not.
-MAX_BATCH_GPU = {"classify": 128, "segment": 32, "audio": 128, "video": 32}
+MAX_BATCH_GPU = 32  # samples in a batch on a GPU, where the caller does not say
 _DTYPES = {"tensor(uint8)": "uint8", "tensor(int64)": "int64", "tensor(float16)": "float16", "tensor(float)": "float32"}
 
 
@@ -60,7 +59,7 @@ class Engine:
         self._outputs = [output.name for output in card.outputs]
         self._dtype = np.dtype(card.input.dtype)
         options = options or GpuOptions()
-        largest_batch = _power_of_two(max_batch or MAX_BATCH_GPU[card.task])
+        largest_batch = _power_of_two(max_batch or MAX_BATCH_GPU)
         opening = functools.partial(open_session, card, graph, threads=threads, largest_batch=largest_batch)
         opened = opening(device=device, options=options)
         self._use(opened)
@@ -91,9 +90,9 @@ class Engine:
                 self._ran.add((shape, 1))
             except Exception as error:  # ONNX Runtime's have no common base but this
                 raise ModelRefused(self.card.key, "graph", f"it does not run on samples {shape}: {error}") from error
-            expected = self.card.output_shape(shape)
-            if wrong := [output.shape for output in outputs if output.shape != expected]:
-                raise ModelRefused(self.card.key, "graph", f"it answers {wrong[0]} where the card states {expected}")
+            for output, expected in zip(outputs, self.card.output_shapes(shape), strict=True):
+                if output.shape != expected:
+                    raise ModelRefused(self.card.key, "graph", f"it answers {output.shape} where the card states {expected}")
 
     def run(self, samples: Sequence[NDArray[np.generic]]) -> list[Outputs]:
         """Samples of one shape -> each sample's outputs, in the card's order."""

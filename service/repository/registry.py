@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from service.engines.onnxruntime import CPU, MAX_BATCH_GPU, Engine
 from service.errors import ModelNotFound, ModelRefused, TaskNotServed
-from service.repository.card import Complexity, ModelCard, Task
+from service.repository.card import Complexity, ModelCard
 from service.repository.folder import StoredModel, find_models, read_graph
 from service.settings import Settings, SettingsError
 from service.telemetry.metrics import MODEL_INFO, MODEL_LOAD_FAILURES
@@ -95,7 +95,7 @@ def _max_batch(card: ModelCard, engine: Engine, settings: Settings) -> int:
         return stated
     if engine.provider == CPU:
         return _max_batch_cpu(card.complexity)
-    return MAX_BATCH_GPU[card.task]
+    return MAX_BATCH_GPU
 
 
 def _max_batch_cpu(complexity: Complexity) -> int:
@@ -118,15 +118,15 @@ class Catalogue:
     def cards(self) -> list[ModelCard]:
         return list(self._cards.values())
 
-    def tasks(self) -> list[Task]:
+    def tasks(self) -> list[str]:
         return sorted(self._defaults)
 
-    def of(self, task: Task) -> list[ModelCard]:
+    def of(self, task: str) -> list[ModelCard]:
         """The models of ``task``, its default first."""
         default = self._defaults.get(task)
         return sorted((card for card in self.cards() if card.task == task), key=lambda card: card != default)
 
-    def find(self, task: Task, name: str | None = None) -> ModelCard:
+    def find(self, task: str, name: str | None = None) -> ModelCard:
         """The model of ``task`` called ``name`` or ``name:version``, or the task's default.
 
         Raises ``TaskNotServed`` or ``ModelNotFound``; both say what there is.
@@ -146,10 +146,10 @@ class Catalogue:
             raise ModelNotFound(f"no model is called {name[:80]!r}; there are {', '.join(self._cards)}")
         return card
 
-    def _choices(self, task: Task) -> str:
+    def _choices(self, task: str) -> str:
         return f"/{task} has {', '.join(card.key for card in self.of(task))}"
 
-    def _default(self, task: Task, default_models: dict[str, str]) -> ModelCard | None:
+    def _default(self, task: str, default_models: dict[str, str]) -> ModelCard | None:
         """The one named in the settings; else the card that says so; else the only or first one."""
         if name := default_models.get(task):
             card = self._cards.get(name) or self._latest.get(name)
@@ -160,5 +160,5 @@ class Catalogue:
         return next((card for card in latest if card.default), latest[0] if latest else None)
 
 
-def _tasks(cards: Iterable[ModelCard]) -> set[Task]:
+def _tasks(cards: Iterable[ModelCard]) -> set[str]:
     return {card.task for card in cards}
