@@ -74,20 +74,20 @@ def labelled_files(split: Path, categories: Sequence[str]) -> list[tuple[Path, i
         raise DatasetError(f"{split} holds {sorted(unknown)}, which are none of the categories {list(categories)}")
     files: list[tuple[Path, int]] = []
     for index, category in enumerate(categories):
-        require_flat(split / category, f"{split}/<category>/<file>")
+        require_flat(split / category)
         files += [(path, index) for path in files_of(split / category)]
     if not files:
         raise DatasetError(f"{split} holds category folders without files; expected {split}/<category>/<file>")
     return files
 
 
-def require_flat(folder: Path, expected: str) -> None:
+def require_flat(folder: Path) -> None:
     """Raises ``DatasetError`` where a folder in ``folder`` holds files, which nothing would read."""
     for nested in visible(folder):
-        if nested.is_dir() and (files := [path for path in nested.rglob("*") if is_visible_file(path)]):
+        if nested.is_dir() and (files := sorted(path for path in nested.rglob("*") if is_visible_file(path))):
             raise DatasetError(
-                f"{nested} holds {len(files)} files that would not be read, such as {min(files).name}; "
-                f"expected {expected}, without folders in between"
+                f"{nested} is a nested folder, whose files would not be read: {some_names(files)}; "
+                f"move them to {folder}, or remove the folder"
             )
 
 

@@ -78,7 +78,7 @@ def read_model(folder: Path) -> Model:
 
 
 def data_folder(stated: Path | None, model: Model | Run) -> Path:
-    """The folder ``stated``, else the one that the run was trained on. Raises ``DatasetError`` where neither is known."""
+    """The folder ``stated``, else the one that the run was trained on. Raises ``DatasetError`` for neither."""
     if stated is not None:
         return stated
     if model.data is None:

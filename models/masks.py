@@ -37,7 +37,7 @@ def load_masked(
 def masked_files(split: Path) -> list[Path]:
     """The pictures of ``split``. Raises ``DatasetError`` for nested folders with files, and where there is none."""
     for folder in ("images", "masks"):
-        require_flat(split / folder, f"{split}/{_LAYOUT}")
+        require_flat(split / folder)
     images = files_of(split / "images")
     if not images:
         raise DatasetError(f"{split}/images holds no pictures; expected {_LAYOUT}")

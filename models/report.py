@@ -104,7 +104,7 @@ def write_report(
 
 
 def calibration_bins(confidence: NDArray[np.floating], correct: NDArray[np.bool_]) -> list[Bin]:
-    """(n,) in 0 to 1, (n,) -> the bins of equal width that the calibration error sums over (Guo et al. 2017, section 2)."""
+    """(n,) in 0 to 1, (n,) -> the bins that the calibration error sums over (Guo et al. 2017, section 2)."""
     index = bin_index(confidence, _BINS)
     answers = np.bincount(index, minlength=_BINS)
     sums = (np.bincount(index, weights=values, minlength=_BINS) for values in (confidence, correct))

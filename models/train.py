@@ -97,7 +97,7 @@ def _warn_of_data(
     recipe: Recipe, data: Path, categories: tuple[str, ...], examples: list[Example], held_out: list[Example]
 ) -> None:
     if missing := TASKS[recipe.task].missing_categories(examples, categories):
-        warn(f"nothing in {data}/train shows {', '.join(map(repr, missing))}: no model can learn it from this data")
+        warn(f"no file of {data}/train shows {', '.join(map(repr, missing))}: no model can learn it from this data")
     if not held_out:
         warn(
             f"{data} has no val, and train holds {len(examples)} files, of which none are held out below {SPARED}: "

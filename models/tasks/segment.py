@@ -161,11 +161,11 @@ class SegmentTraining(TrainingTask):
             answers.confidences.append(np.asarray(confidence[truth != VOID], np.float32))
             answers.corrects.append(mask[truth != VOID] == truth[truth != VOID])
         metrics = intersection_over_union(confusion, len(examples), split)
-        confidence: NDArray[np.float32] = np.concatenate(answers.confidences)
+        confidences: NDArray[np.float32] = np.concatenate(answers.confidences)
         correct = np.concatenate(answers.corrects)
-        error = round(expected_calibration_error(confidence, correct), 4)
+        error = round(expected_calibration_error(confidences, correct), 4)
         metrics.append(Metric(name=CALIBRATION_ERROR, value=error, samples=len(examples), split=split))
-        return Judgement(metrics, confusion, confidence, correct, answers)
+        return Judgement(metrics, confusion, confidences, correct, answers)
 
     def calibration_logits(
         self, served: Served, examples: Sequence[Example], device: torch.device

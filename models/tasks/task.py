@@ -95,7 +95,7 @@ class TrainingTask(ABC):
 
     @abstractmethod
     def categories(self, data: Path, known: tuple[str, ...] | None) -> tuple[str, ...]:
-        """The categories of a data folder, in the order ``known`` where they are among these. Raises ``DatasetError``."""
+        """The categories of a data folder; ``known``, in its order, where it has them all. Raises ``DatasetError``."""
 
     @abstractmethod
     def files(self, split: Path, categories: Sequence[str]) -> list[Path]:
@@ -129,7 +129,7 @@ class TrainingTask(ABC):
     def check_recipe(self, recipe: Recipe) -> None:
         """Raises ``TrainingError`` for options that do not go with the task."""
         if recipe.views != 1:
-            raise TrainingError(f"--views is not for {self.name}: a graph of it runs its network once")
+            raise TrainingError(f"--views is not for {self.name}: its graphs run the network once")
 
     # Network
 

@@ -11,7 +11,7 @@ from models import crossvalidate as subject
 from models.crossvalidate import Fold, crossvalidate, main, mean, read_folds
 from models.datasets import DatasetError
 from models.recipes import RECIPES
-from models.runs import TrainingError
+from models.tasks.task import TrainingError
 from models.trainer import Trainer
 from tests.folders import PITCHES_HZ, RATE_HZ, small_recipe, sound_wav, write
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from models.published import CATEGORIES, PRETRAINED
 from models.weights import read_categories
-from service.media.samples import image_sample
+from service.media.image import image_sample
 from service.repository.card import ImagePreprocess, VideoPreprocess
 from tests.models import test_architectures
 
