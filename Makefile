@@ -54,6 +54,10 @@ test-ops: $(VENV)/dev.stamp
 test-docker: $(VENV)/dev.stamp
 	$(BIN)/pytest tests/docker
 
+.PHONY: docs
+docs: $(VENV)/dev.stamp ## the documentation as a site in site/; fails on broken links
+	$(BIN)/python -m mkdocs build --strict
+
 # The Prometheus operator takes rules in objects of its own only, and kustomize can put no file into one.
 PROMETHEUSRULES := docker/kubernetes/components/prometheus/prometheusrules.yaml
 rules:

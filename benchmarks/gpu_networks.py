@@ -28,7 +28,6 @@ from service.repository.card import (
     Parity,
     Precision,
     Preprocess,
-    Task,
     Training,
     VideoPreprocess,
 )
@@ -43,7 +42,7 @@ _BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 class Spec:
     """``shape`` is one sample's, as the service makes it; ``small`` one for trying the benchmark out."""
 
-    task: Task
+    task: str
     categories: int
     shape: tuple[int, ...]
     small: tuple[int, ...]
@@ -122,7 +121,7 @@ class Network:
         )
 
 
-def _preprocess(task: Task, shape: Sequence[int]) -> Preprocess:
+def _preprocess(task: str, shape: Sequence[int]) -> Preprocess:
     if task == "audio":
         seconds = shape[-1] / _AUDIO_RATE_HZ
         return AudioPreprocess(sample_rate_hz=_AUDIO_RATE_HZ, window_seconds=seconds, hop_seconds=seconds)

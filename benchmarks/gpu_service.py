@@ -18,12 +18,11 @@ import torch
 from benchmarks.gpu_networks import Network
 from benchmarks.load import LoadError, measure
 from benchmarks.networks import ROOT, photograph
-from service.media import Limits
-from service.media.image import decode_image
-from service.media.samples import decoded_shorter_side, image_sample
-from service.repository.card import ImagePreprocess, ModelCard
+from service.media import NO_DEADLINE, Limits
+from service.repository.card import ModelCard
 from service.repository.folder import publish
 from service.settings import usable_cores
+from service.tasks import TASKS
 
 _CONNECTIONS = (16, 64, 256)
 _SECONDS = 8
@@ -81,11 +80,11 @@ def decoders_limit(card: ModelCard, picture: bytes, *, seconds: float) -> float:
 
 
 def _decode_for(card: ModelCard, picture: bytes, seconds: float) -> float:
-    assert isinstance(card.preprocess, ImagePreprocess)
-    limits, shorter_side = Limits(), decoded_shorter_side(card.preprocess)
+    task = TASKS[card.task]
+    spec = task.decode_spec(card.preprocess, task.parameters())
     count, began = 0, time.perf_counter()
     while (taken := time.perf_counter() - began) < seconds:
-        image_sample(decode_image(picture, limits, shorter_side=shorter_side).image, card.preprocess)
+        task.prepare(task.decode(picture, spec, Limits(), NO_DEADLINE), card.preprocess)
         count += 1
     return count / taken
 

@@ -9,22 +9,19 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Self, cast
+from typing import Any, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel
 
-from service.engines.onnxruntime import Engine, Outputs
-from service.media import Limits
-from service.media.audio import decode_audio
-from service.media.image import decode_image
-from service.media.samples import Region, Windows, audio_windows, decoded_shorter_side, image_sample, video_windows
-from service.media.video import decode_video
-from service.repository.card import AudioPreprocess, ImagePreprocess, ModelCard
-from service.tasks import answers as postprocess
+from service.engines.engine import Outputs
+from service.engines.onnxruntime import Engine
+from service.media import NO_DEADLINE, Limits
+from service.repository.card import ModelCard
+from service.tasks import TASKS
+from service.tasks.task import JSON, Prepared
 
-TOP_K = 5
-_LIMITS = Limits()
 Answer = list[dict[str, Any]]  # [{"label", "score"}], of a segmenter with "mask"
 
 
@@ -48,35 +45,19 @@ class Setup:
         return cls(model=Path(os.environ["BENCH_MODEL"]), **number)
 
 
-class Prepared(NamedTuple):
-    """One request's samples, all of one shape, and what its answer needs to know of the media."""
-
-    samples: Sequence[NDArray[np.generic]]
-    windows: Windows | None = None  # of a sound or clip
-    region: Region | None = None  # of a picture
-    size: tuple[int, int] = (0, 0)  # (height, width) of the picture that was sent
-
-
 class Stages:
     """One model on one CPU thread."""
 
     def __init__(self, folder: Path) -> None:
         self.card = ModelCard.model_validate_json((folder / "card.json").read_bytes())
         self._engine = Engine(self.card, (folder / "model.onnx").read_bytes(), device="cpu", threads=1)
+        self._task = TASKS[self.card.task]
+        self._parameters = self._task.parameters()
+        self._spec = self._task.decode_spec(self.card.preprocess, self._parameters)
 
     def prepare(self, data: bytes) -> Prepared:
         """Raises the service's refusals for what is not the card's media."""
-        spec = self.card.preprocess
-        if isinstance(spec, ImagePreprocess):
-            picture = decode_image(data, _LIMITS, shorter_side=decoded_shorter_side(spec))
-            sample, region = image_sample(picture.image, spec)
-            return Prepared([sample], region=region, size=picture.size)
-        if isinstance(spec, AudioPreprocess):
-            windows = audio_windows(decode_audio(data, _LIMITS, sample_rate_hz=spec.sample_rate_hz), spec)
-        else:
-            frames = decode_video(data, _LIMITS, frame_rate_hz=spec.frame_rate_hz, shorter_side=spec.shorter_side)
-            windows = video_windows(frames, spec)
-        return Prepared(windows.samples, windows=windows)
+        return self._task.prepare(self._task.decode(data, self._spec, Limits(), NO_DEADLINE), self.card.preprocess)
 
     def infer(self, requests: Sequence[Prepared]) -> list[list[Outputs]]:
         """Each request's outputs, one a sample; samples of one shape run together, whomever they belong to."""
@@ -91,14 +72,8 @@ class Stages:
         return outputs
 
     def answer(self, request: Prepared, outputs: Sequence[Outputs]) -> Answer:
-        if request.windows is None and self.card.task == "segment":
-            assert request.region is not None
-            mask, confidence = np.asarray(outputs[0][0], np.uint8), np.asarray(outputs[0][1], np.float32)
-            found = postprocess.segments(mask, confidence, request.region, request.size, self.card, 0.0)
-            return [segment.model_dump() for segment in found]
-        rows = np.stack([output[0] for output in outputs]).astype(np.float32)
-        probabilities = rows[0] if request.windows is None else postprocess.whole(rows, request.windows)
-        return cast(Answer, postprocess.predictions(probabilities, self.card.categories, TOP_K))
+        answer = self._task.finish(outputs, request, self.card, self._parameters, JSON)
+        return cast(Answer, [part.model_dump() if isinstance(part, BaseModel) else part for part in answer])
 
     def answers(self, bodies: Sequence[bytes]) -> list[Answer]:
         """All stages, for a server that hands over a batch of bodies."""

@@ -1,11 +1,1 @@
-"""Serving. The way of a request:
-
-door          is there room for it?                               wire asks, once its head is there: else 503
-access        an id, a count, a line in the log                   every request; traces, if they are asked for
-api, inputs   HTTP -> media bytes and parameters                  refused early: too large, too slow, out of range
-pipeline      the stages in order, each timed once by a stopwatch
-  decode      bytes -> pixels, samples, frames                    limits first; in threads what is slow
-  preprocess  media + card -> samples                             what the card states
-  batcher     samples -> batches -> outputs                       each model's queue: admission, decoding, isolation
-  postprocess outputs -> labels, masks, timelines
-"""
+"""Serving: bytes -> decode -> prepare -> infer -> finish -> answer. docs/architecture.md describes the packages."""

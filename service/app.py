@@ -1,4 +1,4 @@
-"""The BentoML service: hosts the HTTP API, starts and warms up the models, says whether it is well, shuts down.
+"""The BentoML service: hosts the HTTP API, starts and warms up the models, reports health, shuts down.
 
 bentoml serve service.app:ConvServe
 """
@@ -11,63 +11,65 @@ import os
 import signal
 import sys
 import time
+from collections.abc import Callable
 from contextvars import ContextVar
 from http import HTTPStatus
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection as Pipe
+from types import FrameType
 from typing import Any
 
 from service import launch, memory
-from service.http import connection as wire
-from service.http import middleware as access
-from service.scheduling import threads
 from service.telemetry import metrics  # before BentoML: it chooses the folder that the series are shared in
 
 import bentoml  # isort: skip
-import uvicorn
 from bentoml.exceptions import BentoMLException
 from starlette.requests import ClientDisconnect, Request
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.engines.onnxruntime import CPU, DeviceUnusable
 from service.errors import BodyTimeout, EmptyBody, NotReady, ServiceError
-from service.http.balance import Connections
+from service.http import connection
+from service.http.balance import ConnectionBalance
 from service.http.body import counted
-from service.http.handoff import Handover
-from service.http.load_shedding import Door
-from service.http.routes import CLIENT_LEFT, TaskRoutes, create_app, mounted
-from service.pipeline import Body, Pipeline
-from service.repository.card import Task
-from service.repository.registry import check_loadable, load_models
-from service.schemas import ClassifyParameters, Parameters, Prediction, Segment, SegmentParameters, WindowParameters
+from service.http.middleware import AccessLog, LoadShedding, RequestId, set_up_logging
+from service.http.routes import BENTO_PREFIX, CLIENT_LEFT, TaskRoutes, create_app, endpoints_of, mounted
+from service.http.state import State
+from service.pipeline import Pipeline
+from service.repository.loading import check_loadable, load_models
+from service.scheduling.threads import schedule_in_batches
 from service.settings import Settings, SettingsError
-from service.telemetry.access_log import AccessLog
-from service.telemetry.stages import Stopwatch
-from service.telemetry.tracing import Traces, exporter_name
+from service.tasks import TASKS
+from service.tasks.task import Task
+from service.telemetry.request import RequestContext, StageTimer, count_refusal, observe_stages, start_at_zero
+from service.telemetry.tracing import Tracing, exporter_name
 
 logger = logging.getLogger("convserve")
-access.set_up_logging()
+set_up_logging()
 launch.prepare_workers()
 
 try:
-    SETTINGS = Settings.read()
+    STATE = State(Settings.read())
     exporter_name(os.environ)  # may be one that is not installed
 except SettingsError as _error:
     sys.exit(f"convserve does not start: {_error}")
 
-API = create_app(SETTINGS)
-_WATCH: ContextVar[Stopwatch] = ContextVar("watch")  # of a call on BentoML's routes, whose methods see no request
-ACCESS_LOG = AccessLog() if SETTINGS.access_log else None
-CONNECTIONS = Connections(metrics.share_folder() / "connections", SETTINGS.worker_count())
+SETTINGS = STATE.settings
+API = create_app(STATE)
+_TIMER: ContextVar[StageTimer] = ContextVar("timer")  # of a call on BentoML's routes, whose methods see no request
+
 _BEHIND_OURS_SECONDS = 30  # BentoML's own timeout would answer in its own form: it lies this far above ours
+
+connection.install(SETTINGS.keep_alive_seconds)
 
 
 @functools.cache  # one for each worker, and none for the process that starts them: it sends in a thread of its own
-def _traces() -> Traces | None:
-    return Traces.from_environment()
+def _tracing() -> Tracing | None:
+    return Tracing.from_environment()
 
 
-def _load_or_explain(pipe: Connection) -> None:
+def _load_or_explain(pipe: Pipe) -> None:
     """In a process of its own: tries whether models load, and sends what stands in the way, or nothing."""
-    logging.disable(logging.WARNING)  # the workers will say the same
+    logging.disable(logging.WARNING)  # the workers will log the same
     try:
         check_loadable(SETTINGS)
         pipe.send(None)
@@ -77,43 +79,43 @@ def _load_or_explain(pipe: Connection) -> None:
 
 class RawBodies:
     """Bodies for BentoML's own routes, which have no limits: raw bytes whatever the content type says, counted and
-    timed as on our routes. A plain ASGI middleware."""
+    timed as on our routes. Plain ASGI."""
 
-    def __init__(self, app: access.App) -> None:
+    def __init__(self, app: ASGIApp) -> None:
         self.app = app
 
-    async def __call__(self, scope: access.Scope, receive: access.Receive, send: access.Send) -> None:
-        if scope["type"] != "http" or not scope["path"].startswith("/bento/"):
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not scope["path"].startswith(f"{BENTO_PREFIX}/"):
             await self.app(scope, receive, send)
             return
         # BentoML would read forms by itself, to disk, and answer 500 for broken ones.
         others = [(name, value) for name, value in scope["headers"] if name != b"content-type"]
         scope = {**scope, "headers": [*others, (b"content-type", b"application/octet-stream")]}
         body = counted(Request(scope, receive), SETTINGS.max_body_bytes)
-        patience = asyncio.get_running_loop().time() + SETTINGS.body_timeout_ms / 1000
+        until = asyncio.get_running_loop().time() + SETTINGS.body_timeout_ms / 1000
         received, left = 0, False
-        this = access.visit(scope)
-        endpoint, this.watch = this.endpoint, Stopwatch()
-        _WATCH.set(this.watch)
+        this = RequestContext.of(scope)
+        this.timer = StageTimer()
+        _TIMER.set(this.timer)
 
-        async def next_block() -> access.Message:
+        async def next_block() -> Message:
             nonlocal received, left
             try:
-                async with asyncio.timeout_at(patience):
+                async with asyncio.timeout_at(until):
                     block = await anext(body, b"")
             except TimeoutError:
-                raise _refused(endpoint, BodyTimeout(SETTINGS.body_timeout_ms)) from None
+                raise _refused(this.endpoint, BodyTimeout(SETTINGS.body_timeout_ms)) from None
             except ServiceError as error:
-                raise _refused(endpoint, error) from error
+                raise _refused(this.endpoint, error) from error
             except ClientDisconnect as error:
                 left = True
                 raise BentoMLException("the client left", error_code=HTTPStatus.BAD_REQUEST) from error
             received += len(block)
             if not received:  # BentoML would make two braces of it
-                raise _refused(endpoint, EmptyBody())
+                raise _refused(this.endpoint, EmptyBody())
             return {"type": "http.request", "body": block, "more_body": bool(block)}
 
-        async def sending(message: access.Message) -> None:
+        async def sending(message: Message) -> None:
             if left and message["type"] == "http.response.start":
                 message["status"] = CLIENT_LEFT
             await send(message)
@@ -121,36 +123,12 @@ class RawBodies:
         await self.app(scope, next_block, sending)
 
 
-class Hosted(bentoml.Service[Any]):  # type: ignore[misc]  # it is untyped
-    """BentoML's service below our layers. What it calls a middleware stands below its timeout and its tracing, which
-    cost every request a task, a timer that runs on for minutes, and a tenth of the throughput."""
+class Worker:
+    """One worker process, from its start to its end."""
 
-    def to_asgi(self, is_main: bool = True) -> access.App:
-        tasks = TaskRoutes(super().to_asgi(is_main), api=API)
-        traces = _traces()
-        trace = traces.record if traces else None
-        entrance = access.Access(tasks, log=ACCESS_LOG, closes=CONNECTIONS.closes, trace=trace)
-        API.state.door = Door(entrance, SETTINGS.timeout_ms)
-        wire.use(CONNECTIONS.pass_on, API.state.door.turn_away)
-        return entrance
-
-
-@bentoml.service(
-    name="convserve",
-    service_class=Hosted,
-    workers=SETTINGS.worker_count(),
-    traffic={"timeout": (SETTINGS.timeout_ms + SETTINGS.body_timeout_ms) / 1000 + _BEHIND_OURS_SECONDS},
-    # Ours instead: BentoML's own cost more than half of the throughput.
-    metrics={"enabled": False},
-    logging={"access": {"enabled": False}},
-    tracing={"excluded_urls": ".*"},
-)
-# Mounted as a plain function: the unknown paths of a Starlette app BentoML would answer itself, in its own form.
-@bentoml.asgi_app(mounted(API), path="/")
-class ConvServe:
     def __init__(self) -> None:
-        self._pipeline: Pipeline | None = None
-        self._broken = self._leaving = False
+        self._broken = False
+        self._balance: ConnectionBalance | None = None
 
     @bentoml.on_deployment
     @staticmethod
@@ -176,104 +154,121 @@ class ConvServe:
         for model in models:
             rate = model.engine.warm_up(model.max_batch)
             metrics.CALIBRATED.labels(model.card.key).set(rate)
-        self._pipeline = API.state.pipeline = API.state.door.pipeline = Pipeline(
-            models, SETTINGS, broken=self._give_up, working=CONNECTIONS.working
-        )
+        STATE.pipeline = Pipeline(models, SETTINGS, on_broken=self._give_up)
         memory.settle()
         if all(model.engine.provider == CPU for model in models):  # a GPU must not wait for its next batch
-            threads.wait_for_turns()
-        # uvicorn keeps its server to itself, but has made it what SIGTERM is answered by.
-        server = getattr(signal.getsignal(signal.SIGTERM), "__self__", None)
-        if isinstance(server, uvicorn.Server):
-            server.config.timeout_keep_alive = SETTINGS.keep_alive_seconds
-            index = (bentoml.server_context.worker_index or 1) - 1
-            CONNECTIONS.watch(server, index, self._handover(server, index))
-            self._telling = asyncio.create_task(CONNECTIONS.keep_telling())
-            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._leave, server)
-        metrics.expect(f"{way_in}/{task}" for way_in in ("", "/bento") for task in self._pipeline.catalogue.tasks())
+            schedule_in_batches()
+        self._balance_connections()
+        self._drain_on_sigterm()
+        tasks = STATE.pipeline.registry.tasks()
+        start_at_zero(f"{prefix}/{task}" for prefix in ("", BENTO_PREFIX) for task in tasks)
         metrics.WORKERS.set(1)
         metrics.WORKER_STARTS.inc()
         listing = ", ".join(f"{model.card.key} on {model.engine.provider}" for model in models)
         logger.info("worker %d is ready after %.1f s: %s", os.getpid(), time.monotonic() - began, listing)
-        launch.announce(metrics.share_folder())
+        launch.announce(metrics.share_folder(), {f"/{task}": TASKS[task].sample for task in tasks})
 
     @bentoml.on_shutdown
     async def stop(self) -> None:
-        API.state.pipeline = API.state.door.pipeline = None
-        if self._pipeline is not None:
-            await self._pipeline.close()
-        if traces := _traces():
-            traces.close()
-        if ACCESS_LOG:
-            ACCESS_LOG.flush()
+        pipeline, STATE.pipeline = STATE.pipeline, None
+        if pipeline is not None:
+            await pipeline.close()
+        if tracing := _tracing():
+            tracing.close()
         metrics.WORKERS.set(0)
 
     async def __is_ready__(self) -> bool:
-        return self._pipeline is not None and not self._broken and not self._leaving
+        return STATE.pipeline is not None and not self._broken and not STATE.draining
 
     async def __is_alive__(self) -> bool:
         return not self._broken
 
-    @bentoml.api(route="/bento/classify")
-    async def classify(self, media: bytes, /) -> list[Prediction]:
-        """What is in a picture."""
-        return await self._answer("classify", media, ClassifyParameters())  # type: ignore[return-value]
+    def _balance_connections(self) -> None:
+        index = (bentoml.server_context.worker_index or 1) - 1
+        file = metrics.share_folder() / "connections"
+        balance = ConnectionBalance(file, SETTINGS.worker_count(), index, lambda: connection.Connection.open_count)
+        self._reporting = asyncio.create_task(balance.keep_reporting())
+        STATE.closes_one = balance.closes_one
 
-    @bentoml.api(route="/bento/segment")
-    async def segment(self, media: bytes, /) -> list[Segment]:
-        """What is in every pixel of a picture."""
-        return await self._answer("segment", media, SegmentParameters())  # type: ignore[return-value]
+    def _drain_on_sigterm(self) -> None:
+        """Puts the drain before what the server does on SIGTERM: it closes the listener, and finishes what is in
+        flight."""
+        stop = signal.getsignal(signal.SIGTERM)
+        if callable(stop):
+            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self._drain, stop)
 
-    @bentoml.api(route="/bento/audio")
-    async def audio(self, media: bytes, /) -> list[Prediction]:
-        """What is in a sound."""
-        return await self._answer("audio", media, WindowParameters())  # type: ignore[return-value]
-
-    @bentoml.api(route="/bento/video")
-    async def video(self, media: bytes, /) -> list[Prediction]:
-        """What is in a clip."""
-        return await self._answer("video", media, WindowParameters())  # type: ignore[return-value]
-
-    async def _answer(self, task: Task, media: bytes, parameters: Parameters) -> Body:
-        deadline = time.monotonic() + SETTINGS.timeout_ms / 1000
-        try:
-            if self._pipeline is None:
-                raise NotReady("no model is loaded yet")
-            card = self._pipeline.catalogue.find(task)
-            answer = await self._pipeline.answer(card, media, parameters, deadline=deadline, watch=_WATCH.get())
-            metrics.observe_stages(f"/bento/{task}", answer.stages)
-            return answer.body
-        except ServiceError as error:
-            raise _refused(f"/bento/{task}", error) from error
-
-    @staticmethod
-    def _handover(server: uvicorn.Server, index: int) -> Handover | None:
-        try:
-            return Handover(metrics.share_folder(), index, functools.partial(wire.take, server))
-        except OSError as error:  # the folder's name is too long for a socket's
-            logger.warning("every connection stays with the worker that accepts it: %s", error)
-            return None
-
-    def _leave(self, server: uvicorn.Server) -> None:
-        """What SIGTERM asks for: out of readiness first, while requests that still come are answered and their clients
-        sent away. Then uvicorn stops: it closes the listener and what rests, and finishes what is in flight."""
-        self._leaving = True
-        CONNECTIONS.send_away()
+    def _drain(self, stop: Callable[[int, FrameType | None], Any]) -> None:
+        """Leaves readiness first, while requests that still come are answered and their clients sent away."""
+        STATE.draining = True
         drain_seconds = 0 if self._broken else SETTINGS.drain_seconds  # a broken engine has no answers to give
-        asyncio.get_running_loop().call_later(drain_seconds, server.handle_exit, signal.SIGTERM, None)
+        asyncio.get_running_loop().call_later(drain_seconds, stop, signal.SIGTERM, None)
 
     def _give_up(self) -> None:
-        """The engine answers nothing any more: out of readiness, and away, so that a new worker takes over."""
+        """The engine answers nothing any more: leaves readiness, and ends, so that a new worker takes over."""
         self._broken = True
         logger.critical("the engine is broken; worker %d ends, to be started afresh", os.getpid())
         os.kill(os.getpid(), signal.SIGTERM)
 
 
 def _refused(endpoint: str, error: ServiceError) -> BentoMLException:
-    """``error`` as BentoML would have it, counted."""
-    metrics.count_refusal(endpoint, error.slug)
+    """``error`` as BentoML encodes it, counted."""
+    count_refusal(endpoint, error.slug)
     return BentoMLException(f"{error.title}: {error.detail}", error_code=HTTPStatus(error.status))
 
 
-_service: Any = ConvServe  # what the decorator made of the class
-_service.add_asgi_middleware(RawBodies)
+def _bento_method(task: Task) -> Any:
+    """BentoML's route of a task, with default parameters: ``client.<task>(media)``."""
+
+    async def call(self: Worker, media: bytes, /) -> Any:
+        deadline, endpoint = time.monotonic() + SETTINGS.timeout_ms / 1000, f"{BENTO_PREFIX}/{task.name}"
+        try:
+            if STATE.pipeline is None:
+                raise NotReady("no model is loaded yet")
+            model = STATE.pipeline.registry.find(task.name)
+            answer = await STATE.pipeline.answer(model, media, task.parameters(), deadline=deadline, timer=_TIMER.get())
+            observe_stages(endpoint, answer.stages)
+            return answer.body
+        except ServiceError as error:
+            raise _refused(endpoint, error) from error
+
+    call.__name__ = call.__qualname__ = task.name
+    call.__doc__ = f"{task.summary}."
+    call.__annotations__["return"] = task.answer
+    return bentoml.api(route=f"{BENTO_PREFIX}/{task.name}")(call)
+
+
+def _trace(scope: Scope, this: RequestContext) -> None:
+    if tracing := _tracing():
+        tracing.record(scope, this)
+
+
+class Hosted(bentoml.Service[Any]):  # type: ignore[misc]  # it is untyped
+    """BentoML's service within our middleware chain, from the outside in. See docs/decisions/middleware-order.md.
+
+    ``add_asgi_middleware`` would put the chain within BentoML's timeout and tracing, which cost every request a task
+    and a timer that runs on for a minute.
+    """
+
+    def to_asgi(self, is_main: bool = True) -> ASGIApp:
+        app: ASGIApp = RawBodies(super().to_asgi(is_main))
+        app = LoadShedding(TaskRoutes(app, STATE), STATE)
+        app = AccessLog(app, SETTINGS.access_log, _trace if exporter_name(os.environ) else None)
+        return RequestId(app, endpoints_of(API), STATE)
+
+
+@bentoml.service(
+    name="convserve",
+    service_class=Hosted,
+    workers=SETTINGS.worker_count(),
+    traffic={"timeout": (SETTINGS.timeout_ms + SETTINGS.body_timeout_ms) / 1000 + _BEHIND_OURS_SECONDS},
+    # Ours instead: BentoML's own cost more than half of the throughput.
+    metrics={"enabled": False},
+    logging={"access": {"enabled": False}},
+    tracing={"excluded_urls": ".*"},
+)
+# Mounted as a plain function: the unknown paths of a Starlette app BentoML would answer itself, in its own form.
+@bentoml.asgi_app(mounted(API), path="/")
+class ConvServe(Worker):
+    """What BentoML serves: the worker's life, and a method for each task."""
+
+    vars().update({name: _bento_method(task) for name, task in TASKS.items()})

@@ -7,13 +7,12 @@ import ipaddress
 import os
 import resource
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 from dotenv import dotenv_values
 
 _ANNOUNCED = "_CONVSERVE_URL"
-_SAMPLES = Path("samples")
-_CALLS = {"classify": "cat.jpg", "segment": "tower.jpg", "audio": "seven.wav", "video": "pan-left.mp4"}
 TUNED = "tuned.env"  # in the working folder, made by ``make tune``
 _DESCRIPTORS = 65_536  # an engine that bounds nothing says a milliard, up to which some programs count
 _GRACE_SECONDS = 30  # what is in flight may take so long to finish after the drain; the README says so too
@@ -66,9 +65,11 @@ def _host(name: str) -> str:
         sys.exit(f"convserve does not start: HOST has the value {name!r}; it must be an address, such as 0.0.0.0")
 
 
-def announce(folder: Path) -> None:
-    """Where the service answers, and four calls to try where their files are. Only the first worker to call it with the
-    same ``folder`` says so, and none where it was not started by ``serve``."""
+def announce(folder: Path, samples: Mapping[str, Path | None]) -> None:
+    """Prints where the service answers, and a call to try for each route whose sample file is here.
+
+    Only the first worker to call it with the same ``folder`` prints, and none where ``serve`` did not start it.
+    """
     url = os.environ.get(_ANNOUNCED)
     if not url:
         return
@@ -76,8 +77,8 @@ def announce(folder: Path) -> None:
         (folder / "announced").touch(exist_ok=False)
     except FileExistsError:
         return
-    lines = [f"convserve is ready at {url} (documentation: {url}/docs)."]
-    if _SAMPLES.is_dir():
-        lines[0] += " Try:"
-        lines += [f"  curl --data-binary @{_SAMPLES / name} {url}/{task}" for task, name in _CALLS.items()]
-    print("\n".join(lines), flush=True)
+    calls = [f"  curl --data-binary @{path} {url}{route}" for route, path in samples.items() if path and path.is_file()]
+    print(
+        "\n".join([f"convserve is ready at {url} (documentation: {url}/docs).{' Try:' if calls else ''}", *calls]),
+        flush=True,
+    )

@@ -1,297 +1,189 @@
-"""bytes -> answer: the stages of a request in order, each timed once. Below HTTP, so that every way in shares it."""
+"""The pipeline: decode -> prepare -> infer -> finish, each step timed once. It knows no task and no HTTP."""
 
 import asyncio
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
-from typing import Literal, NamedTuple, TypeVar
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
 
-import numpy as np
-
+from service.engines.engine import Sample
 from service.engines.onnxruntime import CPU
 from service.errors import CorruptMedia, DeadlineUnmeetable, EmptyBody, MediaTooLarge, NotReady, QueueFull
-from service.media import Limits, audio, cost, mp4, video
-from service.media.audio import decode_audio
-from service.media.image import Picture, decode_image
-from service.media.samples import ImageSample, Windows, audio_windows, decoded_shorter_side, image_sample, video_windows
-from service.media.video import decode_video
-from service.repository.card import AudioPreprocess, ImagePreprocess, ModelCard, Task, VideoPreprocess
-from service.repository.registry import Catalogue, LoadedModel
-from service.scheduling.admission import Admission
-from service.scheduling.batcher import Batcher
-from service.scheduling.queued_request import Place, Result
-from service.scheduling.threads import workers
-from service.schemas import (
-    ClassifyParameters,
-    Parameters,
-    Prediction,
-    Segment,
-    SegmentParameters,
-    Timeline,
-    WindowParameters,
-)
+from service.media import Limits
+from service.repository.card import ModelCard
+from service.repository.loading import LoadedModel
+from service.repository.registry import Registry
+from service.scheduling.batcher import Batcher, QueuedRequest, Result
+from service.scheduling.threads import background_pool
 from service.settings import Settings
-from service.tasks import answers as postprocess
+from service.tasks import TASKS
+from service.tasks.task import JSON, Prepared, Task
 from service.telemetry.metrics import ModelSeries
-from service.telemetry.stages import Stopwatch, now
+from service.telemetry.request import StageTimer, now
 
-Body = list[Prediction] | list[Segment] | Timeline | bytes  # bytes: a PNG
-Form = Literal["json", "png"]
-# What takes no longer is decoded on the event loop: changing places with threads, between one call of a decoder and the
-# next, costs a tenth of the throughput. On a CPU a batch is run there, too: handing it to a thread takes a quarter of a
-# millisecond. Where the worker has one core there is nothing to gain by threads, but others do wait meanwhile, for
-# their refusals, too.
-_AT_ONCE_SECONDS, _AT_ONCE_SECONDS_ONE_CORE = 0.0025, 0.008
-_T = TypeVar("_T")
+# Media that decode no longer than this are decoded on the event loop: handing over to a thread and back costs a tenth
+# of the throughput. On a CPU a batch of that length runs there too: handing it to a thread takes a quarter of a
+# millisecond. A worker with one core gains nothing by threads, but requests wait meanwhile, refusals among them.
+_ON_LOOP_SECONDS, _ON_LOOP_SECONDS_ONE_CORE = 0.0025, 0.008
+_NO_DECODING_SECONDS = 1e-9  # of samples that come ready
+
+T = TypeVar("T")
 
 
 class Answer(NamedTuple):
-    body: Body
-    stages: Mapping[str, float]  # seconds, by the names in STAGES
+    body: Any  # what pydantic can serialise, or bytes for another media type than JSON
+    stages: Mapping[str, float]  # seconds by stage
     batch_size: int
 
 
-class Media(NamedTuple):
-    data: bytes
-    seconds: float  # about how long it takes to decode, at most; infinite where its header does not tell
-    limits: Limits  # for which alone ``seconds`` holds
-    shorter_side: int | None = None  # pixels that a decoded picture has to have there; None: all that it has
+@dataclass(frozen=True, eq=False)
+class ServedModel:
+    card: ModelCard
+    task: Task
+    batcher: Batcher
 
 
 class Pipeline:
-    """Every loaded model with its queue, and the threads that decode. Lives in one event loop.
+    """All loaded models with their queues, and the threads that decode. Lives in one event loop.
 
-    ``broken`` is called when an engine is; ``working`` whenever there begins or ceases to be anything in hand.
+    ``on_broken`` is called when an engine answers nothing any more.
     """
 
-    def __init__(
-        self,
-        models: list[LoadedModel],
-        settings: Settings,
-        broken: Callable[[], None],
-        working: Callable[[bool], None] = lambda works: None,
-    ) -> None:
-        self._working, self._in_hand = working, 0  # requests
-        self.catalogue = Catalogue((model.card for model in models), settings.default_models)
+    def __init__(self, models: Iterable[LoadedModel], settings: Settings, on_broken: Callable[[], None]) -> None:
+        self._settings, self._on_broken = settings, on_broken
         self._limits: Limits = settings.limits()
-        # Decoders of their own for each task: a clip that decodes for seconds keeps no picture waiting. One more where
-        # lengths differ by as much; pictures would but push each other out of the caches.
         cores = settings.threads_per_worker()
-        threads = {task: cores + (task in ("audio", "video")) for task in self.catalogue.tasks()}
-        self._at_once_seconds = _AT_ONCE_SECONDS if cores > 1 else _AT_ONCE_SECONDS_ONE_CORE
-        self._batchers: dict[str, Batcher] = {
-            model.card.key: Batcher(
-                model.engine,
-                ModelSeries(model.card.key),
-                max_batch=model.max_batch,
-                queue_samples=settings.stated_queue(),
-                on_cpu=model.engine.provider == CPU,
-                decoders=threads[model.card.task],
-                at_once_seconds=self._at_once_seconds,
-                broken=broken,
-            )
-            for model in models
-        }
-        self._admissions: dict[str, list[Admission]] = {
-            task: [self._batchers[card.key].admission for card in self.catalogue.of(task)]
-            for task in self.catalogue.tasks()
-        }
-        self._decoders = {task: workers(count, f"decode-{task}") for task, count in threads.items()}
+        self._on_loop_seconds = _ON_LOOP_SECONDS if cores > 1 else _ON_LOOP_SECONDS_ONE_CORE
+        # Threads of their own for each task: a clip that decodes for seconds delays no picture. One more where lengths
+        # differ by as much; pictures would evict each other from the caches.
+        self._threads = {name: cores + task.of_any_length for name, task in TASKS.items()}
+        self._decoders = {name: background_pool(count, f"decode-{name}") for name, count in self._threads.items()}
+        self.registry = Registry([self.serve(model) for model in models], settings.default_models)
 
-    def takes(self, task: str, patience: float) -> bool:
-        """Whether any model of ``task`` may answer a request within so many seconds: else nobody has to read it. Where
-        none serves it, that is not for this to say."""
-        admissions = self._admissions.get(task)
-        return not admissions or any(admission.takes(patience) for admission in admissions)
+    def serve(self, model: LoadedModel) -> ServedModel:
+        """Puts a queue before a loaded model. It answers requests once it is in the registry."""
+        batcher = Batcher(
+            model.engine,
+            ModelSeries(model.card.key),
+            max_batch=model.max_batch,
+            queue_samples=self._settings.stated_queue(),
+            on_cpu=model.engine.provider == CPU,
+            decoders=self._threads[model.card.task],
+            on_loop_seconds=self._on_loop_seconds,
+            on_broken=self._on_broken,
+        )
+        return ServedModel(model.card, TASKS[model.card.task], batcher)
 
-    def has_room_for_more(self, card: ModelCard) -> bool:
-        """Whether a request of which ``card``'s model has a file already may bring in another one."""
-        return self._batchers[card.key].admission.has_room_for_more()
+    async def swap(self, registry: Registry[ServedModel]) -> None:
+        """Answers from ``registry`` from the next request on; returns once earlier requests are answered.
 
-    def refuse(self, task: str, patience: float) -> DeadlineUnmeetable | NotReady | QueueFull:
-        """What a request is told that none of them takes."""
-        first, *others = self._admissions[task]
-        for admission in others:
-            admission.refuse(patience)
-        return first.refuse(patience)
-
-    async def answer(
-        self,
-        card: ModelCard,
-        data: bytes,
-        parameters: Parameters,
-        *,
-        deadline: float,
-        form: Form = "json",
-        watch: Stopwatch | None = None,
-    ) -> Answer:
-        """What ``card``'s model says of the media in ``data``, by ``deadline`` (monotonic seconds).
-
-        Raises the refusals of decoding, batching and the model; see ``service.errors``.
+        Models that are in both registries go on; the queues of the others are closed when they are empty.
         """
-        if not data:
-            raise EmptyBody
-        watch = watch or Stopwatch()
-        # The overlay needs every pixel of the picture.
-        whole = isinstance(parameters, SegmentParameters) and parameters.overlay and form == "png"
-        media = self._media(card, data, whole=whole)
-        self._count(1)
-        try:
-            at_once_seconds = media.seconds if media.seconds <= self._at_once_seconds else 0.0
-            batcher = self._batchers[card.key]
-            async with batcher.reserve(deadline, size=len(data), at_once_seconds=at_once_seconds) as place:
-                if card.task == "segment":
-                    assert isinstance(parameters, SegmentParameters)
-                    body, result = await self._segment(card, media, parameters, form, place, watch)
-                elif card.task == "classify":
-                    assert isinstance(parameters, ClassifyParameters)
-                    body, result = await self._classify(card, media, parameters, place, watch)
-                else:
-                    assert isinstance(parameters, WindowParameters)
-                    body, result = await self._windows(card, media, parameters, place, watch)
-        finally:
-            self._count(-1)
-        return Answer(body, watch.seconds, max(run.size for run in result.runs))
-
-    def _count(self, more: int) -> None:
-        before, self._in_hand = self._in_hand, self._in_hand + more
-        if not before or not self._in_hand:
-            self._working(self._in_hand > 0)
+        kept = registry.models()
+        gone = [model for model in self.registry.models() if model not in kept]
+        self.registry = registry
+        await asyncio.gather(*(model.batcher.drain() for model in gone))
 
     async def close(self) -> None:
-        await asyncio.gather(*(batcher.close() for batcher in self._batchers.values()))
+        await asyncio.gather(*(model.batcher.close() for model in self.registry.models()))
         for pool in self._decoders.values():
             pool.shutdown(wait=False, cancel_futures=True)
 
-    def _media(self, card: ModelCard, data: bytes, *, whole: bool) -> Media:
-        """What can be told of ``data`` by its header, for ``card``'s model, or all of its pixels if ``whole``."""
-        spec = card.preprocess
-        if isinstance(spec, ImagePreprocess):
-            shorter_side = None if whole else decoded_shorter_side(spec)
-            return Media(data, cost.decoding_seconds(data, shorter_side), self._limits, shorter_side)
-        if isinstance(spec, AudioPreprocess):
-            return Media(data, audio.decoding_seconds(data, sample_rate_hz=spec.sample_rate_hz), self._limits)
-        if not (film := mp4.film(data)):
-            return Media(data, math.inf, self._limits)
-        seconds = video.decoding_seconds(film, frame_rate_hz=spec.frame_rate_hz, shorter_side=spec.shorter_side)
-        return Media(data, seconds, video.claimed_limits(film, self._limits))
+    def would_admit(self, task: str, within: float) -> bool:
+        """Whether any model of ``task`` may answer a request ``within`` so many seconds. True where none serves it."""
+        models = self.registry.of(task)
+        return not models or any(model.batcher.admission.would_admit(within) for model in models)
 
-    async def _classify(
-        self, card: ModelCard, media: Media, parameters: ClassifyParameters, place: Place, watch: Stopwatch
-    ) -> tuple[Body, Result]:
-        sample = (await self._picture(card, media, place, watch))[1].sample
-        result = await _inferred(place, [sample], watch)
-        with watch.stage("postprocess"):
-            return postprocess.predictions(
-                np.asarray(result.outputs[0][0], np.float32), card.categories, parameters.top_k
-            ), result
+    def refusal(self, task: str, within: float) -> DeadlineUnmeetable | NotReady | QueueFull:
+        """Returns why no model of ``task`` admits such a request."""
+        refusals = [model.batcher.admission.refusal(within) for model in self.registry.of(task)]
+        return refusals[0]
 
-    async def _segment(
-        self, card: ModelCard, media: Media, parameters: SegmentParameters, form: Form, place: Place, watch: Stopwatch
-    ) -> tuple[Body, Result]:
-        picture, (sample, region) = await self._picture(card, media, place, watch)
-        result = await _inferred(place, [sample], watch, filling=1 - region.height * region.width / sample[..., 0].size)
-        mask, confidence = np.asarray(result.outputs[0][0], np.uint8), np.asarray(result.outputs[0][1], np.float32)
+    async def answer(
+        self,
+        model: ServedModel,
+        data: bytes,
+        parameters: Any,
+        *,
+        deadline: float,
+        media_type: str = JSON,
+        timer: StageTimer | None = None,
+    ) -> Answer:
+        """Answers the media in ``data`` by ``deadline`` (monotonic seconds).
 
-        def finish() -> Body:
-            place_of_mask = (mask, confidence, region)
-            with watch.stage("postprocess"):
-                if form == "json":
-                    return postprocess.segments(*place_of_mask, picture.size, card, parameters.threshold)
-                if parameters.overlay:
-                    return postprocess.overlay_png(*place_of_mask, picture.image, card)
-                return postprocess.palette_png(*place_of_mask, picture.size, card)
+        Raises the refusals of decoding, scheduling and the model; see ``service.errors``.
+        """
+        if not data:
+            raise EmptyBody
+        timer = timer or StageTimer()
+        task = model.task
+        spec = task.decode_spec(model.card.preprocess, parameters)
+        cost = task.decode_cost(data, spec, self._limits)
+        on_loop_seconds = cost.seconds if cost.seconds <= self._on_loop_seconds else 0.0
+        async with model.batcher.reserve(deadline, size=len(data), on_loop_seconds=on_loop_seconds) as request:
 
-        return await self._threaded(card.task, watch, finish), result
+            def work(limits: Limits) -> Prepared:
+                with timer.stage("decode"):
+                    blocks = []
+                    for block in task.decode(data, spec, limits, deadline):
+                        request.check()
+                        blocks.append(block)
+                with timer.stage("preprocess"):
+                    return task.prepare(blocks, model.card.preprocess)
 
-    async def _windows(
-        self, card: ModelCard, media: Media, parameters: WindowParameters, place: Place, watch: Stopwatch
-    ) -> tuple[Body, Result]:
-        def work(limits: Limits) -> Windows:
-            return self._cut(card, media.data, limits, place, watch)
+            prepared = await self._decoded(task, work, cost.limits, request, timer)
+            asked = now()
+            decode_seconds = timer.seconds["decode"] + timer.seconds["preprocess"]
+            result = await request.infer(prepared.samples, decode_seconds=decode_seconds)
+            timer.add_inference(asked, result.runs, padding=prepared.padding)
 
-        windows = await self._decoded(card.task, media, place, watch, work)
-        result = await _inferred(place, windows.samples, watch)
-        with watch.stage("postprocess"):
-            rows = _rows(result)
-            if parameters.windows:
-                return postprocess.timeline(rows, windows, card.categories, parameters.top_k), result
-            return postprocess.predictions(postprocess.whole(rows, windows), card.categories, parameters.top_k), result
+            def finish() -> Any:
+                with timer.stage("postprocess"):
+                    return task.finish(result.outputs, prepared, model.card, parameters, media_type)
 
-    async def _picture(
-        self, card: ModelCard, media: Media, place: Place, watch: Stopwatch
-    ) -> tuple[Picture, ImageSample]:
-        spec = card.preprocess
-        assert isinstance(spec, ImagePreprocess)
+            body = await self._in_thread(task, timer, finish) if task.finishes_in_thread else finish()
+        return Answer(body, timer.seconds, max(run.size for run in result.runs))
 
-        def work(limits: Limits) -> tuple[Picture, ImageSample]:
-            with watch.stage("decode"):
-                picture = decode_image(media.data, limits, shorter_side=media.shorter_side, check=place.check)
-            with watch.stage("preprocess"):
-                return picture, image_sample(picture.image, spec)
-
-        return await self._decoded(card.task, media, place, watch, work)
-
-    def _cut(self, card: ModelCard, data: bytes, limits: Limits, place: Place, watch: Stopwatch) -> Windows:
-        spec = card.preprocess
-        if isinstance(spec, AudioPreprocess):
-            with watch.stage("decode"):
-                sound = decode_audio(data, limits, sample_rate_hz=spec.sample_rate_hz, check=place.check)
-            with watch.stage("preprocess"):
-                return audio_windows(sound, spec)
-        assert isinstance(spec, VideoPreprocess)
-        with watch.stage("decode"):
-            frames = decode_video(
-                data,
-                limits,
-                frame_rate_hz=spec.frame_rate_hz,
-                shorter_side=spec.shorter_side,
-                check=place.check,
-            )
-        with watch.stage("preprocess"):
-            return video_windows(frames, spec)
+    async def infer(self, model: ServedModel, samples: Sequence[Sample], *, deadline: float) -> Result:
+        """Answers samples that are made already, of one shape that the card states: the step that batches."""
+        async with model.batcher.reserve(deadline, on_loop_seconds=_NO_DECODING_SECONDS) as request:
+            return await request.infer(samples)
 
     async def _decoded(
-        self, task: Task, media: Media, place: Place, watch: Stopwatch, work: Callable[[Limits], _T]
-    ) -> _T:
-        """In its turn runs ``work``, which decodes: in a thread, or on the spot.
+        self,
+        task: Task,
+        work: Callable[[Limits], Prepared],
+        claimed: Limits,
+        request: QueuedRequest,
+        timer: StageTimer,
+    ) -> Prepared:
+        """Runs ``work`` when its time has come: on the event loop or in a thread.
 
-        On the spot by the limits for which the estimate holds: what is refused by those may have lied, and is decoded
-        again, by the true limits and in a thread.
+        On the event loop it runs under the limits for which the estimate holds; media refused by those may have lied,
+        and are decoded again in a thread, under the true limits.
         """
-        if not place.slow:
-            await self._turn(place, watch)
-            if media.limits is self._limits:
-                return work(self._limits)
-            with suppress(MediaTooLarge, CorruptMedia):  # for FFmpeg tells one from the other but at times
-                return work(media.limits)
-            place.slows()
-        await self._turn(place, watch)
-        return await self._threaded(task, watch, lambda: work(self._limits))
+        if not request.in_thread:
+            await _scheduled(request, timer)
+            if claimed is self._limits:
+                return work(claimed)
+            with suppress(MediaTooLarge, CorruptMedia):  # FFmpeg does not always tell one from the other
+                return work(claimed)
+            request.move_to_thread()
+        await _scheduled(request, timer)
+        return await self._in_thread(task, timer, lambda: work(self._limits))
 
-    async def _turn(self, place: Place, watch: Stopwatch) -> None:
-        asked = now()
-        await place.turn()
-        watch.add("queue", asked, now())
-
-    async def _threaded(self, task: Task, watch: Stopwatch, work: Callable[[], _T]) -> _T:
-        """Runs ``work`` in the task's pool; what it waited for a thread counts as queueing."""
+    async def _in_thread(self, task: Task, timer: StageTimer, work: Callable[[], T]) -> T:
+        """Runs ``work`` in the task's threads; waiting for one counts as queueing."""
         asked = now()
 
-        def started() -> _T:
-            watch.add("queue", asked, now())
+        def timed() -> T:
+            timer.add("queue", asked, now())
             return work()
 
-        return await asyncio.get_running_loop().run_in_executor(self._decoders[task], started)
+        return await asyncio.get_running_loop().run_in_executor(self._decoders[task.name], timed)
 
 
-async def _inferred(place: Place, samples: list[np.ndarray], watch: Stopwatch, *, filling: float = 0.0) -> Result:
+async def _scheduled(request: QueuedRequest, timer: StageTimer) -> None:
     asked = now()
-    result = await place.run(samples, decode_seconds=watch.seconds["decode"] + watch.seconds["preprocess"])
-    watch.add_inference(asked, result.runs, filling=filling)
-    return result
-
-
-def _rows(result: Result) -> np.ndarray:
-    """(samples, C) probabilities."""
-    return np.array([outputs[0] for outputs in result.outputs])
+    await request.wait_to_decode()
+    timer.add("queue", asked, now())

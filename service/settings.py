@@ -9,9 +9,9 @@ import pynvml
 from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from service.engines.onnxruntime import Device, GpuOptions
+from service import tasks
+from service.engines.providers import Device, GpuOptions
 from service.media import Limits
-from service.repository.card import MEDIA_OF_TASK
 from service.repository.folder import BUNDLED
 
 PREFIX = "CONVSERVE_"
@@ -32,6 +32,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix=PREFIX, frozen=True, extra="forbid")
 
+    tasks: str = ""
     repository: Path = BUNDLED
     default_models: Annotated[dict[str, str], NoDecode] = Field(default_factory=dict)
     device: Device = "auto"
@@ -71,20 +72,27 @@ class Settings(BaseSettings):
         pairs: dict[str, str] = {}
         for item in filter(None, (part.strip() for part in value.split(","))):
             task, equals, model = (part.strip() for part in item.partition("="))
-            if not equals or not model or task not in MEDIA_OF_TASK:
-                raise ValueError(f"{item!r} is not TASK=name[:version], TASK being one of {', '.join(MEDIA_OF_TASK)}")
+            if not equals or not model or task not in tasks.TASKS:
+                raise ValueError(f"{item!r} is not TASK=name[:version], TASK being one of {', '.join(tasks.TASKS)}")
             pairs[task] = model
         return pairs
 
     @classmethod
     def read(cls) -> Self:
-        """From the environment. Raises ``SettingsError``, also for a ``CONVSERVE_`` variable that is no setting."""
+        """Reads the environment, and loads the tasks that it names.
+
+        Raises ``SettingsError``, also for a ``CONVSERVE_`` variable that is no setting.
+        """
         for variable in os.environ:
             name = variable.removeprefix(PREFIX).lower()
             if variable.startswith(PREFIX) and name not in cls.model_fields:
                 close = difflib.get_close_matches(name, cls.model_fields, n=1)
                 hint = f"; is {PREFIX}{close[0].upper()} meant?" if close else ""
                 raise SettingsError(f"{variable} is not a setting{hint}")
+        try:
+            tasks.load(os.environ.get(tasks.VARIABLE, ""))
+        except tasks.TaskError as error:
+            raise SettingsError(str(error)) from error
         try:
             return cls()
         except ValidationError as error:

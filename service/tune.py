@@ -26,7 +26,7 @@ import onnxruntime as ort
 
 from service.engines.onnxruntime import CPU, DeviceUnusable, Engine
 from service.launch import TUNED
-from service.repository.registry import LoadedModel, load_models
+from service.repository.loading import LoadedModel, load_models
 from service.settings import PREFIX, Settings, SettingsError, usable_cores
 
 _ENOUGH = 0.97  # of the best rate: a smaller batch answers sooner and takes less memory

@@ -1,3 +1,4 @@
+import re
 from pathlib import Path
 
 import pytest
@@ -6,7 +7,7 @@ from service import settings as module
 from service.media import Limits
 from service.settings import Settings, SettingsError, usable_cores
 
-README = Path(__file__).resolve().parent.parent / "README.md"
+TABLE = Path(__file__).resolve().parent.parent / "docs" / "settings.md"
 
 
 @pytest.fixture(autouse=True)
@@ -111,7 +112,12 @@ def test_what_tensorrt_is_told_is_a_setting(monkeypatch: pytest.MonkeyPatch, tmp
     assert options.tensorrt_float16 and options.tensorrt_cache == tmp_path
 
 
-def test_every_setting_stands_in_the_readme_with_its_default() -> None:
-    text = README.read_text()
-    for name in Settings.model_fields:
-        assert f"`{name.upper()}`" in text, f"{name.upper()} is missing from the README's table"
+def test_the_documentation_has_every_setting_with_its_default() -> None:
+    stated = dict(re.findall(r"^\| `([A-Z0-9_]+)` \| (.+?) \|", TABLE.read_text(), re.MULTILINE))
+    for name, field in Settings.model_fields.items():
+        assert name.upper() in stated, f"{name.upper()} is missing from the table in docs/settings.md"
+        default = stated[name.upper()].strip("`")
+        if isinstance(field.default, bool) or field.default == "auto":
+            assert default == str(field.default).lower()
+        elif isinstance(field.default, (int, float)):
+            assert float(default) == field.default

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from tests.samples import grey_clip, grey_png, half_red_png, square_wav
 
 DRAIN_SECONDS = 5
-GRACE_SECONDS = DRAIN_SECONDS + 30  # as the README tells an operator to give
+GRACE_SECONDS = DRAIN_SECONDS + 30  # as docs/deployment.md tells an operator to give
 CLIENTS, IDLERS = 8, 4
 PROBE_SECONDS, PROBES = 0.2, 5  # not ready so often in a row, the service gets no new connections
 IDLE_SECONDS = 1.5  # well below what a connection may rest, so that only an update can end it

@@ -116,8 +116,8 @@ class BoundBatch:
         self._input.fill(0)  # of a row that no sample has filled yet: page-locked memory may hold anything
         self._binding.bind_ortvalue_input(card.input.name, self._input_on_gpu)
         self._outputs = []
-        for spec, output in zip(card.outputs, card.output_shapes(shape[1:]), strict=True):
-            host, on_gpu = self._buffers(spec.dtype, (shape[0], *output))
+        for spec, stated in zip(card.outputs, card.output_shapes(shape[1:]), strict=True):
+            host, on_gpu = self._buffers(spec.dtype, (shape[0], *stated))
             self._binding.bind_ortvalue_output(spec.name, on_gpu)
             self._outputs.append((host, on_gpu))
         self._options = _run_options(_NO_GRAPH)

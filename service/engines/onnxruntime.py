@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import onnxruntime as ort
-from numpy.typing import NDArray
 
+from service.engines.engine import Outputs, Sample
 from service.engines.gpu_batches import CudaMemory, GpuBatches
 from service.engines.providers import (
     CPU,
@@ -25,13 +25,11 @@ from service.engines.providers import (
 from service.errors import ModelRefused
 from service.repository.card import ModelCard, TensorSpec
 
-__all__ = ["CPU", "CUDA", "MAX_BATCH_GPU", "TENSORRT", "Device", "DeviceUnusable", "Engine", "GpuOptions", "Outputs"]
+__all__ = ["CPU", "CUDA", "TENSORRT", "Device", "DeviceUnusable", "Engine", "GpuOptions"]
 
 logger = logging.getLogger("convserve.engine")
 
-Outputs = tuple[NDArray[np.generic], ...]
-
-MAX_BATCH_GPU = 32  # samples in a batch on a GPU, where the caller does not say
+_MAX_BATCH = 32  # that a GPU prepares for, where nothing else is said
 _DTYPES = {"tensor(uint8)": "uint8", "tensor(int64)": "int64", "tensor(float16)": "float16", "tensor(float)": "float32"}
 
 
@@ -59,7 +57,7 @@ class Engine:
         self._outputs = [output.name for output in card.outputs]
         self._dtype = np.dtype(card.input.dtype)
         options = options or GpuOptions()
-        largest_batch = _power_of_two(max_batch or MAX_BATCH_GPU)
+        largest_batch = _power_of_two(max_batch or _MAX_BATCH)
         opening = functools.partial(open_session, card, graph, threads=threads, largest_batch=largest_batch)
         opened = opening(device=device, options=options)
         self._use(opened)
@@ -90,11 +88,12 @@ class Engine:
                 self._ran.add((shape, 1))
             except Exception as error:  # ONNX Runtime's have no common base but this
                 raise ModelRefused(self.card.key, "graph", f"it does not run on samples {shape}: {error}") from error
-            for output, expected in zip(outputs, self.card.output_shapes(shape), strict=True):
-                if output.shape != expected:
-                    raise ModelRefused(self.card.key, "graph", f"it answers {output.shape} where the card states {expected}")
+            for output, stated in zip(outputs, self.card.output_shapes(shape), strict=True):
+                if output.shape != stated:
+                    detail = f"it answers {output.shape} where the card states {stated}"
+                    raise ModelRefused(self.card.key, "graph", detail)
 
-    def run(self, samples: Sequence[NDArray[np.generic]]) -> list[Outputs]:
+    def run(self, samples: Sequence[Sample]) -> list[Outputs]:
         """Samples of one shape -> each sample's outputs, in the card's order."""
         if self._gpu is not None:
             outputs = self._gpu.run(samples, self.padded_size(len(samples)))
@@ -143,7 +142,7 @@ class Engine:
                     self.run([self.blank(shape)] * size)
                     self._ran.add((shape, size))
 
-    def blank(self, shape: tuple[int, ...] | None = None) -> NDArray[np.generic]:
+    def blank(self, shape: tuple[int, ...] | None = None) -> Sample:
         """A sample that every sound model answers: it tells a bad sample from a broken engine."""
         return np.zeros(shape or self.card.sample_shapes()[0], self._dtype)
 

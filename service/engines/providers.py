@@ -1,9 +1,11 @@
 """Which hardware a session runs on, and how it is told to: ONNX Runtime's providers, and their options."""
 
+import contextlib
 import ctypes
 import functools
 import hashlib
 import importlib.util
+import io
 import logging
 import os
 import sys
@@ -104,8 +106,13 @@ def warn_of_cpu(problem: str) -> None:
 def _create(graph: bytes, providers: dict[str, dict[str, str]], threads: int) -> ort.InferenceSession:
     """``providers`` by preference, with their options; the CPU is always the last."""
     chosen: list[Any] = [*providers.items(), CPU]
-    # Without ONNX Runtime's own fallback: it prints, and goes on with another provider where ours should answer.
-    return ort.InferenceSession(graph, session_options(threads), providers=chosen, enable_fallback=0)
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):  # says why it falls back to another provider, and does
+        session = ort.InferenceSession(graph, session_options(threads), providers=chosen)
+    if reason := " ".join(printed.getvalue().split()):
+        raise RuntimeError(reason)
+    session.disable_fallback()  # nor may it go on with another provider when a run fails
+    return session
 
 
 def session_options(threads: int) -> ort.SessionOptions:

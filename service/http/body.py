@@ -1,26 +1,28 @@
-"""A request's body -> media bytes and parameters: raw, multipart or JSON, and never more of it than is allowed."""
+"""Request bodies -> media bytes and parameters: raw, multipart or JSON, and never more of it than is allowed."""
 
 import asyncio
 import base64
 import binascii
 import functools
 import json
-import re
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncIterator
+from io import BytesIO
 from typing import Any, NamedTuple
 
 from pydantic import ValidationError
-from starlette.datastructures import Headers, QueryParams, UploadFile
-from starlette.formparsers import MultiPartException, MultiPartParser
-from starlette.requests import ClientDisconnect, Request
+from python_multipart import FormParser
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import Field, File, parse_options_header
+from starlette.datastructures import QueryParams
+from starlette.requests import Request
 
 from service.errors import BodyTimeout, BodyTooLarge, EmptyBody, InvalidParameter, MalformedBody
-from service.http import connection as wire
-from service.schemas import Parameters
 from service.settings import Settings
+from service.tasks.task import Parameters
 
-_CHARSET = re.compile(r";\s*charset\*?\s*=[^;]*", re.IGNORECASE)
 _JSON_IN_THREAD = 256 * 1024  # bytes from which parsing would hold the event loop for milliseconds
+_MAX_FIELDS = 32  # of a multipart body
+_MAX_FIELD_BYTES = 1024
 
 
 class Upload(NamedTuple):
@@ -28,108 +30,111 @@ class Upload(NamedTuple):
     data: bytes
 
 
-class Inputs(NamedTuple):
+class Body(NamedTuple):
     uploads: list[Upload]
-    parameters: dict[str, Any]  # those in the JSON form
+    parameters: dict[str, Any]  # those of the JSON or multipart form
 
 
-async def read_inputs(request: Request, settings: Settings) -> Inputs:
-    """Raises ``EmptyBody``, ``MalformedBody``, ``BodyTooLarge``, ``BodyTimeout``, or ``InvalidParameter`` for a part or
-    a JSON key that has no meaning; ``starlette.requests.ClientDisconnect`` if the client left."""
-    reading = _read(request, settings)
-    if wire.whole(request.scope):
-        return await reading
+async def read(request: Request, settings: Settings) -> Body:
+    """Reads a body in any of its three forms.
+
+    Raises ``EmptyBody``, ``MalformedBody``, ``BodyTooLarge``, ``BodyTimeout``, or ``InvalidParameter`` for a part or a
+    JSON key that has no meaning; ``starlette.requests.ClientDisconnect`` if the client left.
+    """
     try:
         async with asyncio.timeout(settings.body_timeout_ms / 1000):
-            return await reading
+            return await _read(request, settings)
     except TimeoutError:
         raise BodyTimeout(settings.body_timeout_ms) from None
 
 
-async def _read(request: Request, settings: Settings) -> Inputs:
-    content_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+async def _read(request: Request, settings: Settings) -> Body:
+    stated = request.headers.get("content-type", "")
+    content_type = stated.partition(";")[0].strip().lower()
     if content_type == "multipart/form-data":
-        return await _multipart(request, settings)
-    body = await read_body(request, settings.max_body_bytes)
+        return await _multipart(request, stated, settings)
+    body = b"".join([chunk async for chunk in counted(request, settings.max_body_bytes)])
     if content_type != "application/json" or not body:
-        return Inputs([Upload("", body)], {})
+        return Body([Upload("", body)], {})
     if len(body) < _JSON_IN_THREAD:
         return _json(body)
     return await asyncio.to_thread(_json, body)
 
 
-async def read_body(request: Request, max_bytes: int) -> bytes:
-    if not wire.whole(request.scope):
-        return b"".join([chunk async for chunk in counted(request, max_bytes)])
-    body, _ = await _received(request)  # in one piece, which a generator would cost more than all else here
-    _check_length(len(body), max_bytes)
-    return body
-
-
-async def counted(request: Request, max_bytes: int) -> AsyncGenerator[bytes, None]:
-    """The body as it comes. Raises ``BodyTooLarge`` before more than ``max_bytes`` are held."""
+async def counted(request: Request, max_bytes: int) -> AsyncIterator[bytes]:
+    """Yields the body as it comes. Raises ``BodyTooLarge`` before more than ``max_bytes`` are held."""
     declared = request.headers.get("content-length", "")
-    received, more = 0, True
     if declared.isdigit() and int(declared) > max_bytes:
         raise BodyTooLarge(f"the body has {declared} bytes; MAX_BODY_BYTES allows {max_bytes}")
-    while more:
-        chunk, more = await _received(request)
+    received = 0
+    async for chunk in request.stream():
         received += len(chunk)
-        _check_length(received, max_bytes)
+        if received > max_bytes:
+            raise BodyTooLarge(f"the body has more than the {max_bytes} bytes that MAX_BODY_BYTES allows")
         yield chunk
 
 
-async def _received(request: Request) -> tuple[bytes, bool]:
-    """What has come of the body since the last time, and whether there is more of it."""
-    message = await request.receive()
-    if message["type"] == "http.disconnect":
-        raise ClientDisconnect
-    return message.get("body", b""), message.get("more_body", False)
-
-
-def _check_length(received: int, max_bytes: int) -> None:
-    if received > max_bytes:
-        raise BodyTooLarge(f"the body has more than the {max_bytes} bytes that MAX_BODY_BYTES allows")
-
-
-class _InMemoryParser(MultiPartParser):
-    """Starlette's, but its files never spill to disk: their size is bounded by the count of the body's bytes."""
-
-    spool_max_size = 1 << 62
-
-
-async def _multipart(request: Request, settings: Settings) -> Inputs:
-    # Names are UTF-8. A charset of the client's choice would be any codec of Python's, with whatever it raises.
-    headers = Headers({"content-type": _CHARSET.sub("", request.headers["content-type"])})
-    body = counted(request, settings.max_body_bytes)
-    parser = _InMemoryParser(headers, body, max_files=settings.max_files, max_fields=8)
+async def _multipart(request: Request, content_type: str, settings: Settings) -> Body:
+    form = _Form(settings)
     try:
-        form = await parser.parse()
-    except MultiPartException as error:
-        if error.message.startswith("Too many files"):
+        boundary = parse_options_header(content_type)[1].get(b"boundary")
+        parser = FormParser(
+            "multipart/form-data", form.on_field, form.on_file, form.on_end, boundary, config=form.config
+        )
+        async for chunk in counted(request, settings.max_body_bytes):
+            parser.write(chunk)
+        parser.finalize()
+    except FormParserError as error:
+        raise MalformedBody(f"the multipart body cannot be read: {error}") from error
+    if not form.ended:
+        raise MalformedBody("the multipart body ends before its last boundary")
+    if not form.uploads:
+        raise EmptyBody("the multipart body holds no file; send the media as parts named 'file'")
+    return Body(form.uploads, form.parameters)
+
+
+class _Form:
+    """Collects the parts of a multipart body: files named 'file', and fields, which are parameters."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._max_files = settings.max_files
+        # Files stay in memory, never on disk: the body's bytes are counted.
+        self.config = {"MAX_MEMORY_FILE_SIZE": settings.max_body_bytes + 1}
+        self.uploads: list[Upload] = []
+        self.parameters: dict[str, Any] = {}
+        self.ended = False
+
+    def on_field(self, field: Field) -> None:
+        name, value = _text(field.field_name), _text(field.value)
+        if name == "file":
+            raise MalformedBody("the part 'file' is a field, not a file; give it a filename (curl: -F file=@PATH)")
+        if name in self.parameters:
+            raise InvalidParameter(f"the parameter {name[:80]!r} is given twice")
+        if len(value) > _MAX_FIELD_BYTES or len(self.parameters) >= _MAX_FIELDS:
             raise BodyTooLarge(
-                f"the body has more than the {settings.max_files} files that MAX_FILES allows"
-            ) from error
-        raise MalformedBody(f"the multipart body cannot be read: {error.message}") from error
-    try:
-        return Inputs([await _upload(name, part) for name, part in form.multi_items()] or _no_file(), {})
-    finally:
-        await form.close()
+                f"a form may hold {_MAX_FIELDS} fields of {_MAX_FIELD_BYTES} bytes each beside its files"
+            )
+        self.parameters[name] = value
+
+    def on_file(self, file: File) -> None:
+        name = _text(file.field_name)
+        if name != "file":
+            raise InvalidParameter(f"the multipart part {name[:80]!r} has no meaning; media come as parts named 'file'")
+        if len(self.uploads) >= self._max_files:
+            raise BodyTooLarge(f"the body has more than the {self._max_files} files that MAX_FILES allows")
+        content = file.file_object
+        assert isinstance(content, BytesIO)
+        self.uploads.append(Upload(_text(file.file_name), content.getvalue()))
+
+    def on_end(self) -> None:
+        self.ended = True
 
 
-async def _upload(name: str, part: UploadFile | str) -> Upload:
-    if name != "file":
-        raise InvalidParameter(f"the multipart part {name[:80]!r} has no meaning; media come as parts named 'file'")
-    if isinstance(part, str):
-        raise MalformedBody("the part 'file' is a field, not a file; give it a filename (curl: -F file=@PATH)")
-    return Upload(part.filename or "", await part.read())
+def _text(value: bytes | None) -> str:
+    return (value or b"").decode("utf-8", "replace")
 
 
-def _no_file() -> list[Upload]:
-    raise EmptyBody("the multipart body holds no part; send the media as parts named 'file'")
-
-
-def _json(body: bytes) -> Inputs:
+def _json(body: bytes) -> Body:
     """``{"inputs": "<base64>", "parameters": {…}}``"""
     try:
         content = json.loads(body)
@@ -148,13 +153,16 @@ def _json(body: bytes) -> Inputs:
         data = base64.b64decode(content["inputs"], validate=True)
     except (binascii.Error, ValueError) as error:
         raise MalformedBody("'inputs' is not base64") from error
-    return Inputs([Upload("", data)], {name: value for name, value in parameters.items() if value is not None})
+    return Body([Upload("", data)], {name: value for name, value in parameters.items() if value is not None})
 
 
-def parse_parameters(kind: type[Parameters], query: bytes, in_json: dict[str, Any], max_timeout_ms: int) -> Parameters:
-    """Query string and JSON together; what both give, the JSON decides. Raises ``InvalidParameter`` with the name."""
-    if in_json:
-        return _parsed(kind, query, in_json, max_timeout_ms)
+def parse_parameters(kind: type[Parameters], query: bytes, in_body: dict[str, Any], max_timeout_ms: int) -> Parameters:
+    """Validates the query string and the body's parameters together; where both give one, the body's counts.
+
+    Raises ``InvalidParameter``, which names it.
+    """
+    if in_body:
+        return _parsed(kind, query, in_body, max_timeout_ms)
     return _from_query(kind, query, max_timeout_ms)
 
 
@@ -163,16 +171,19 @@ def _from_query(kind: type[Parameters], query: bytes, max_timeout_ms: int) -> Pa
     return _parsed(kind, query, {}, max_timeout_ms)
 
 
-def _parsed(kind: type[Parameters], query_string: bytes, in_json: dict[str, Any], max_timeout_ms: int) -> Parameters:
+def _parsed(kind: type[Parameters], query_string: bytes, in_body: dict[str, Any], max_timeout_ms: int) -> Parameters:
     query = QueryParams(query_string)
     names = [name for name, _ in query.multi_items()]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise InvalidParameter(f"the parameter {twice[:80]!r} is given twice")
-    for name, value in in_json.items():
-        if isinstance(value, bool) and name not in ("overlay", "windows"):
+    for name, value in in_body.items():
+        field = kind.model_fields.get(name)
+        if (
+            isinstance(value, bool) and field is not None and field.annotation is not bool
+        ):  # pydantic takes it as 0 or 1
             raise InvalidParameter(f"{name[:80]!r} cannot be {str(value).lower()}")
     try:
-        parameters = kind.model_validate({**query, **in_json})
+        parameters = kind.model_validate({**query, **in_body})
     except ValidationError as error:
         raise InvalidParameter(_explained(error, kind)) from error
     if parameters.timeout_ms is not None and parameters.timeout_ms > max_timeout_ms:

@@ -1,5 +1,7 @@
-"""What is true of every request, whichever way it takes: an id, a count, a duration, a line in the access log, and an
-answer even where a bug left none. A plain ASGI middleware around BentoML's routes and ours alike."""
+"""The middleware chain, from the outside in: request id, access log, load shedding. All are plain ASGI.
+
+BentoML's tracing and Starlette's error handling stand around it, BentoML's routes and ours within.
+"""
 
 import functools
 import logging
@@ -7,135 +9,103 @@ import random
 import re
 import sys
 import time
-from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable
 
 from pydantic_core import to_json
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import REFUSALS, InternalError, ServiceError
-from service.repository.card import MEDIA_OF_TASK
-from service.telemetry.access_log import AccessLog
-from service.telemetry.metrics import count_refusal, observe_request
-from service.telemetry.stages import STAGES, Stopwatch, now
-
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-App = Callable[[Scope, Receive, Send], Awaitable[None]]
+from service.errors import InternalError
+from service.http.problems import refusal
+from service.http.state import State
+from service.tasks import TASKS
+from service.telemetry.request import RequestContext, StageTimer, now, observe_request
 
 failures = logging.getLogger("convserve.failures")
-PROBLEM_JSON = "application/problem+json"
-_TIMING = ", ".join(f"{stage};dur=%.3f" for stage in STAGES).encode()  # milliseconds
 _SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
-_KEY = "convserve"
-_UNKNOWN = "unknown"  # the endpoint of every path that does not exist, so that no client can make series
-_FIXED = {
-    *(f"/{task}" for task in MEDIA_OF_TASK),
-    *(f"/bento/{task}" for task in MEDIA_OF_TASK),
-    *("/", "/models", "/metrics", "/docs", "/openapi.json", "/livez", "/readyz", "/healthz"),
-}
-_WITH_NAME = {"/models/": "/models/{name}", "/problems/": "/problems/{slug}"}
+_TIMEOUT = re.compile(rb"(?:^|&)timeout_ms=([1-9][0-9]{0,8})(?:&|$)")  # any other value is refused further in
 
 
-@dataclass
-class Visit:
-    """One request, as its log line and its trace tell it. Routes add the model once it is known; a call has a watch."""
+class RequestId:
+    """Gives each request an id and a context, and tells clients when their connection ends.
 
-    request_id: str
-    endpoint: str
-    began: float = field(default_factory=now)
-    status: int = 0
-    model: str = ""
-    watch: Stopwatch | None = None
+    ``endpoint_of`` maps a path to its route's template.
+    """
 
-
-def visit(scope: Scope) -> Visit:
-    found: Visit = scope[_KEY]
-    return found
-
-
-def endpoint_of(path: str) -> str:
-    """The route's template: a label that takes few values."""
-    if path in _FIXED:
-        return path
-    return next((template for prefix, template in _WITH_NAME.items() if path.startswith(prefix)), _UNKNOWN)
-
-
-def problem(error: ServiceError, request_id: str) -> dict[str, Any]:
-    """RFC 9457."""
-    return {
-        "type": f"/problems/{error.slug}",
-        "title": error.title,
-        "status": error.status,
-        "detail": error.detail,
-        "request_id": request_id,
-    }
-
-
-def cost(stages: Mapping[str, float], batch_size: int) -> list[tuple[bytes, bytes]]:
-    """The headers that tell what a request took; ``stages`` in seconds."""
-    timing = _TIMING % tuple([seconds * 1000 for seconds in stages.values()])
-    return [(b"x-batch-size", b"%d" % batch_size), (b"server-timing", timing)]
-
-
-class Access:
-    """Writes to ``log``, where there is one. ``closes`` is asked, for each answer, whether its connection ends with it;
-    ``trace`` is told of each request that is over."""
-
-    def __init__(
-        self,
-        app: App,
-        *,
-        log: AccessLog | None = None,
-        closes: Callable[[], bool] = lambda: False,
-        trace: Callable[[Scope, Visit], None] | None = None,
-    ) -> None:
-        self.app, self.log, self.closes, self.trace = app, log, closes, trace
+    def __init__(self, app: ASGIApp, endpoint_of: Callable[[str], str], state: State) -> None:
+        self.app, self.endpoint_of, self.state = app, endpoint_of, state
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        this = scope[_KEY] = Visit(request_id(scope["headers"]), endpoint_of(scope["path"]))
+        this = RequestContext(_request_id(scope), self.endpoint_of(scope["path"]))
+        this.attach(scope)
 
         async def sending(message: Message) -> None:
             if message["type"] == "http.response.start":
                 this.status = message["status"]
                 headers = [*message.get("headers", ()), (b"x-request-id", this.request_id.encode("ascii"))]
-                message["headers"] = [*headers, (b"connection", b"close")] if self.closes() else headers
+                if self.state.draining or self.state.closes_one():
+                    headers.append((b"connection", b"close"))
+                message["headers"] = headers
             await send(message)
 
+        await self.app(scope, receive, sending)
+
+
+def _request_id(scope: Scope) -> str:
+    """Returns the client's, if it sent a sane one."""
+    for name, value in scope["headers"]:
+        if name == b"x-request-id" and _SANE_ID.fullmatch(given := value.decode("latin-1")):
+            return str(given)
+    return f"{random.getrandbits(128):032x}"
+
+
+class AccessLog:
+    """Counts, logs and traces each request once it is over; answers 500 where a bug left no answer.
+
+    A log line is JSON on standard output; ``trace`` is called with the scope and the context.
+    """
+
+    def __init__(self, app: ASGIApp, log: bool, trace: Callable[[Scope, RequestContext], None] | None = None) -> None:
+        self.app, self.log, self.trace = app, log, trace
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        this = RequestContext.of(scope)
         try:
-            await self.app(scope, receive, sending)
-        except Exception:  # the last line of defence: without an answer, BentoML would let the client wait for minutes
+            await self.app(scope, receive, send)
+        except Exception:  # without an answer, BentoML would let the client wait for minutes
             failures.exception("request %s failed", this.request_id)
             if not this.status:
-                count_refusal(this.endpoint, InternalError.slug)
-                await _send_problem(
-                    sending, InternalError("see the service's log under this request_id"), this.request_id
-                )
+                error = InternalError("see the service's log under this request_id")
+                await refusal(error, scope)(scope, receive, send)
         finally:
-            self.record(scope, this)
+            seconds = now() - this.began
+            observe_request(this, seconds)
+            if self.trace:
+                self.trace(scope, this)
+            if self.log:
+                _write_line(scope, this, seconds)
 
-    def record(self, scope: Scope, this: Visit) -> None:
-        """A request that is over: counts, log and trace."""
-        seconds = now() - this.began
-        observe_request(this.endpoint, this.status, seconds)
-        if self.trace:
-            self.trace(scope, this)
-        if self.log:
-            line = {
-                "time": _second(int(time.time())),
-                "request_id": this.request_id,
-                "method": scope["method"],
-                "path": scope["path"][:200],
-                "status": this.status,
-                "milliseconds": round(seconds * 1000, 3),
-                "model": this.model or None,
-            }
-            self.log.write(line)
+
+def _write_line(scope: Scope, this: RequestContext, seconds: float) -> None:
+    line = {
+        "time": _second(int(time.time())),
+        "request_id": this.request_id,
+        "method": scope["method"],
+        "path": scope["path"][:200],
+        "status": this.status,
+        "milliseconds": round(seconds * 1000, 3),
+        "model": this.model or None,
+    }
+    try:
+        sys.stdout.buffer.write(to_json(line) + b"\n")
+        sys.stdout.buffer.flush()
+    except OSError:  # nobody reads it any more
+        return
 
 
 @functools.lru_cache(1)
@@ -143,26 +113,31 @@ def _second(now: int) -> str:
     return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(now))
 
 
-def request_id(headers: Iterable[tuple[bytes, bytes]]) -> str:
-    """The client's, if it sent a sane one."""
-    for name, value in headers:
-        if name == b"x-request-id" and _SANE_ID.fullmatch(given := value.decode("latin-1")):
-            return str(given)
-    return f"{random.getrandbits(128):032x}"
+class LoadShedding:
+    """Refuses calls that no model can answer in time, with 503, before anything is read of their bodies."""
 
+    def __init__(self, app: ASGIApp, state: State) -> None:
+        self.app, self.state = app, state
+        self._timeout_ms = state.settings.timeout_ms
+        self._tasks = {f"/{name}": name for name in TASKS}
 
-async def _send_problem(send: Send, error: ServiceError, request_id: str) -> None:
-    assert error.slug in REFUSALS
-    body = to_json(problem(error, request_id))
-    headers = [(b"content-type", PROBLEM_JSON.encode()), (b"content-length", str(len(body)).encode())]
-    await send({"type": "http.response.start", "status": error.status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        pipeline = self.state.pipeline
+        task = self._tasks.get(scope["path"]) if scope.get("method") == "POST" else None
+        if task and pipeline:
+            stated = _TIMEOUT.search(scope["query_string"])
+            within = min(int(stated[1]) if stated else self._timeout_ms, self._timeout_ms) / 1000
+            if not pipeline.would_admit(task, within):
+                RequestContext.of(scope).timer = StageTimer()
+                await refusal(pipeline.refusal(task, within), scope)(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
 
 
 def set_up_logging() -> None:
-    """Access lines are JSON on standard output, and nothing else is; everything else of ours goes to standard error."""
+    """Sends our messages to standard error; standard output holds access lines alone."""
     ours = logging.getLogger("convserve")
-    notes = logging.StreamHandler(sys.stderr)
-    notes.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    ours.handlers, ours.propagate = [notes], False
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    ours.handlers, ours.propagate = [handler], False
     ours.setLevel(logging.INFO)

@@ -1,38 +1,46 @@
-"""What /docs says of the task routes: ``inputs`` reads their bodies, not FastAPI, so they are described here."""
+"""OpenAPI of the task routes, whose bodies FastAPI does not read, and so cannot describe."""
 
+import functools
+import operator
 from importlib.metadata import PackageNotFoundError, version
-from typing import Any
+from typing import Any, Generic, TypeVar
+
+from pydantic import BaseModel
 
 from service.errors import REFUSALS
-from service.http.middleware import PROBLEM_JSON
-from service.media.formats import ACCEPTED
-from service.repository.card import MEDIA_OF_TASK, Task
-from service.schemas import Parameters, Prediction, Problem, Results, Segment, Timeline
+from service.http.problems import PROBLEM_JSON, Problem
+from service.tasks.task import JSON, Task
 
 SUMMARY = "Convolutional networks for pictures, sound and video."
-SUMMARIES: dict[Task, str] = {
-    "classify": "What is in a picture",
-    "segment": "What is in every pixel of a picture",
-    "audio": "What is in a sound",
-    "video": "What is in a clip",
-}
-_ANSWERS: dict[Task, Any] = {
-    "classify": list[Prediction] | Results,
-    "segment": list[Segment] | Results,
-    "audio": list[Prediction] | Timeline | Results,
-    "video": list[Prediction] | Timeline | Results,
-}
 
 try:
     VERSION = version("convserve")
 except PackageNotFoundError:  # served from a folder, as a Bento is
     VERSION = "0"
 
+T = TypeVar("T")
 
-def request(task: Task, parameters: type[Parameters]) -> dict[str, Any]:
+
+class FileResult(BaseModel, Generic[T]):
+    filename: str
+    predictions: T
+
+
+class FileError(BaseModel):
+    filename: str
+    error: Problem
+
+
+class Results(BaseModel, Generic[T]):
+    """The answer to several files."""
+
+    results: list[FileResult[T] | FileError]
+
+
+def request(task: Task) -> dict[str, Any]:
     """The three forms of the body, and the query's parameters."""
-    binary = {"schema": {"type": "string", "format": "binary"}}
-    schema = parameters.model_json_schema()
+    binary = {"type": "string", "format": "binary"}
+    schema = task.parameters.model_json_schema()
     json_form = {
         "type": "object",
         "required": ["inputs"],
@@ -41,30 +49,36 @@ def request(task: Task, parameters: type[Parameters]) -> dict[str, Any]:
             "parameters": schema,
         },
     }
-    files = {"type": "array", "items": {"type": "string", "format": "binary"}}
-    multipart = {"type": "object", "required": ["file"], "properties": {"file": files}}
+    form = {
+        "type": "object",
+        "required": ["file"],
+        "properties": {"file": {"type": "array", "items": binary}, **_parameters(schema)},
+    }
     return {
         "requestBody": {
             "required": True,
-            "description": f"{ACCEPTED[MEDIA_OF_TASK[task]]}; recognised by the bytes, whatever the content type says",
+            "description": f"{task.accepts}; recognised by the bytes, whatever the content type says",
             "content": {
-                "application/octet-stream": binary,
-                "multipart/form-data": {"schema": multipart},
-                "application/json": {"schema": json_form},
+                "application/octet-stream": {"schema": binary},
+                "multipart/form-data": {"schema": form},
+                JSON: {"schema": json_form},
             },
         },
         "parameters": [
-            {"name": name, "in": "query", "required": False, "schema": _without_title(field)}
-            for name, field in schema["properties"].items()
+            {"name": name, "in": "query", "required": False, "schema": field}
+            for name, field in _parameters(schema).items()
         ],
     }
 
 
 def responses(task: Task) -> dict[int | str, dict[str, Any]]:
     """The answer, and every refusal by status."""
-    by_status: dict[int | str, dict[str, Any]] = {200: {"model": _ANSWERS[task]}}
-    if task == "segment":
-        by_status[200]["content"] = {"image/png": {"schema": {"type": "string", "format": "binary"}}}
+    one_file: Any = functools.reduce(operator.or_, task.other_answers, task.answer)
+    several: Any = Results.__class_getitem__(one_file)
+    by_status: dict[int | str, dict[str, Any]] = {200: {"model": one_file | several}}
+    if others := [media_type for media_type in task.media_types if media_type != JSON]:
+        binary = {"schema": {"type": "string", "format": "binary"}}
+        by_status[200]["content"] = dict.fromkeys(others, binary)
     for error in REFUSALS.values():
         if error.status not in (405, 500):
             titles = [other.title for other in REFUSALS.values() if other.status == error.status]
@@ -75,5 +89,8 @@ def responses(task: Task) -> dict[int | str, dict[str, Any]]:
     return by_status
 
 
-def _without_title(field: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in field.items() if key != "title"}
+def _parameters(schema: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: {key: value for key, value in field.items() if key != "title"}
+        for name, field in schema["properties"].items()
+    }

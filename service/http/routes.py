@@ -1,57 +1,56 @@
-"""The HTTP API: one route per task, the stages of each in order; models, metrics and problems beside them."""
+"""The routes: one per task, and models, problems, metrics and documentation beside them."""
 
 import asyncio
 import re
 import time
-from collections.abc import Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, TypeVar
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse, RedirectResponse
 from pydantic_core import to_json
-from starlette.datastructures import State
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from service.errors import (
     REFUSALS,
-    BodyTimeout,
-    BodyTooLarge,
+    CorruptMedia,
     InternalError,
     InvalidParameter,
     MethodNotAllowed,
     NotFound,
     NotReady,
     ServiceError,
+    UnsupportedMedia,
 )
-from service.http import connection as wire
-from service.http import openapi
-from service.http.body import Upload, parse_parameters, read_inputs
-from service.http.middleware import PROBLEM_JSON, App, Receive, Scope, Send, cost, problem, visit
-from service.pipeline import Answer, Body, Form, Pipeline
-from service.repository.card import ModelCard, Task
-from service.schemas import ClassifyParameters, Parameters, SegmentParameters, WindowParameters
-from service.settings import Settings
+from service.http import body, openapi
+from service.http.body import Upload
+from service.http.problems import problem, refusal
+from service.http.state import State
+from service.pipeline import Answer, Pipeline, ServedModel
+from service.repository.card import ModelCard
+from service.tasks import TASKS
+from service.tasks.task import JSON, Task
 from service.telemetry import metrics
-from service.telemetry.stages import STAGES, Stopwatch, now
+from service.telemetry.metrics import STAGES
+from service.telemetry.request import RequestContext, StageTimer, cost_headers, count_refusal, now, observe_stages
 
-_PARAMETERS: dict[Task, type[Parameters]] = {
-    "classify": ClassifyParameters,
-    "segment": SegmentParameters,
-    "audio": WindowParameters,
-    "video": WindowParameters,
-}
-CLIENT_LEFT = 499  # nginx's status for a request whose client did not wait; nobody reads it but the log
-_T = TypeVar("_T")
+CLIENT_LEFT = 499  # nginx's status for a request whose client did not wait; only the log shows it
+BENTO_PREFIX = "/bento"
+_BENTO_ROUTES = ("/livez", "/readyz", "/healthz")  # BentoML's own
+_UNKNOWN = "unknown"  # the endpoint of every path that does not exist, so that no client can make series
+_WATCH_AFTER_SECONDS = 0.1  # requests that are answered sooner are not watched for a client that leaves
+_FORM_BY_CURL = "application/x-www-form-urlencoded"
+
+T = TypeVar("T")
 
 
-def create_app(settings: Settings) -> FastAPI:
-    """The app. ``app.state.pipeline`` has to be set before it is ready."""
+def create_app(state: State) -> FastAPI:
     app = FastAPI(title="convserve", summary=openapi.SUMMARY, version=openapi.VERSION, docs_url="/docs", redoc_url=None)
-    app.state.settings = settings
-    app.state.pipeline = None
-    for task in _PARAMETERS:
-        _add_task_route(app, task)
+    app.state.service = state
+    for task in TASKS.values():
+        _add_task_route(app, task, state)
     app.add_api_route("/models", list_models, methods=["GET"], response_model=list[ModelCard])
     app.add_api_route("/models/{name}", show_model, methods=["GET"], response_model=ModelCard)
     app.add_api_route("/problems/{slug}", show_problem, methods=["GET"])
@@ -63,22 +62,42 @@ def create_app(settings: Settings) -> FastAPI:
     return app
 
 
-class TaskRoutes:
-    """Answers the task routes before anything else sees them: BentoML's and FastAPI's layers would cost them a quarter
-    of the throughput. Everything else, also the wrong method on these paths, goes on. A plain ASGI middleware."""
+def endpoints_of(app: FastAPI) -> Callable[[str], str]:
+    """Returns the function from a path to its route's template, a label that takes few values."""
+    paths = [path for route in app.routes if (path := getattr(route, "path", ""))]
+    fixed = {
+        *(path for path in paths if "{" not in path),
+        *(f"{BENTO_PREFIX}/{name}" for name in TASKS),
+        *_BENTO_ROUTES,
+    }
+    with_name = {path.partition("{")[0]: path for path in paths if "{" in path}
 
-    def __init__(self, app: App, api: FastAPI) -> None:
-        self.app, self.api = app, api
-        self._tasks = {f"/{task}": task for task in _PARAMETERS}
+    def endpoint_of(path: str) -> str:
+        if path in fixed:
+            return path
+        return next((template for prefix, template in with_name.items() if path.startswith(prefix)), _UNKNOWN)
+
+    return endpoint_of
+
+
+class TaskRoutes:
+    """Answers the task routes before BentoML's and FastAPI's layers, which would cost a quarter of the throughput.
+
+    Everything else, also another method on these paths, goes on to ``app``.
+    """
+
+    def __init__(self, app: ASGIApp, state: State) -> None:
+        self.app, self.state = app, state
+        self._tasks = {f"/{name}": task for name, task in TASKS.items()}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         task = self._tasks.get(scope["path"]) if scope.get("method") == "POST" else None
         if task is None:
             await self.app(scope, receive, send)
             return
-        visit(scope).watch = Stopwatch()
+        RequestContext.of(scope).timer = StageTimer()
         try:
-            response = await answer_request(Request(scope, receive), task, self.api.state)
+            response = await answer_request(Request(scope, receive), task, self.state)
         except ServiceError as error:
             response = refusal(error, scope)
         except ClientDisconnect:
@@ -86,118 +105,124 @@ class TaskRoutes:
         await response(scope, receive, send)
 
 
-def mounted(app: FastAPI) -> App:
-    """``app`` below BentoML's routes, which have kept what they answer to: POST to ``/bento/...``."""
-    bento = {f"/bento/{task}" for task in _PARAMETERS}
+def mounted(app: FastAPI) -> ASGIApp:
+    """``app`` below BentoML's routes, of which POST to ``/bento/…`` never gets here."""
+    bento = {f"{BENTO_PREFIX}/{name}" for name in TASKS}
 
     async def every_path(scope: Scope, receive: Receive, send: Send) -> None:
-        answer = _only_post(scope) if scope["path"] in bento else app
+        if scope["path"] in bento:
+            answer: ASGIApp = refusal(MethodNotAllowed(f"{scope['path']!r} answers to POST"), scope, allow=["POST"])
+        else:
+            answer = app
         await answer(scope, receive, send)
 
     return every_path
 
 
-def _only_post(scope: Scope) -> Response:
-    response = refusal(MethodNotAllowed(f"{scope['path']!r} answers to POST"), scope)
-    response.headers["Allow"] = "POST"
-    return response
-
-
-def _add_task_route(app: FastAPI, task: Task) -> None:
-    """For /docs, and for the methods that the path does not answer to: POST never comes here."""
+def _add_task_route(app: FastAPI, task: Task, state: State) -> None:
+    """Adds the route for /docs, and for other methods; POST is answered by ``TaskRoutes``."""
 
     async def route(request: Request) -> Response:
-        return await answer_request(request, task, app.state)
+        return await answer_request(request, task, state)
 
     app.add_api_route(
-        f"/{task}",
+        f"/{task.name}",
         route,
         methods=["POST"],
-        operation_id=task,
-        summary=openapi.SUMMARIES[task],
+        operation_id=task.name,
+        summary=task.summary,
         responses=openapi.responses(task),
-        openapi_extra=openapi.request(task, _PARAMETERS[task]),
+        openapi_extra=openapi.request(task),
     )
 
 
 async def answer_request(request: Request, task: Task, state: State) -> Response:
-    """Body, parameters, model, then each file's stages; several files answer independently of one another."""
-    settings: Settings = state.settings
-    pipeline, this = _pipeline(state), visit(request.scope)
-    inputs = await read_inputs(request, settings)
+    """Reads body and parameters, finds the model, and answers each file independently of the others."""
+    settings, pipeline, this = state.settings, _pipeline(state), RequestContext.of(request.scope)
+    query = request.scope["query_string"]
+    parameters = body.parse_parameters(task.parameters, query, {}, settings.timeout_ms)
+    model = pipeline.registry.find(task.name, parameters.model)  # a body that is in vain is not waited for
+    read = await body.read(request, settings)
     received = time.monotonic()
-    parameters = parse_parameters(
-        _PARAMETERS[task], request.scope["query_string"], inputs.parameters, settings.timeout_ms
-    )
-    form = _form(request, parameters, len(inputs.uploads))
-    card = pipeline.catalogue.find(task, parameters.model)
-    this.model = card.key
+    if read.parameters:
+        parameters = body.parse_parameters(task.parameters, query, read.parameters, settings.timeout_ms)
+        model = pipeline.registry.find(task.name, parameters.model)
+    media_type = _media_type(request, task, len(read.uploads))
+    if len(task.media_types) > 1:
+        task.check_media_type(parameters, media_type)
+    this.model = model.card.key
     deadline = received + (parameters.timeout_ms or settings.timeout_ms) / 1000
-    if len(inputs.uploads) > 1:
-        return await _while_connected(
-            request.scope, _several(request, pipeline, card, inputs.uploads, parameters, deadline)
-        )
+    if len(read.uploads) > 1:
+        return await _while_connected(request, _several(request, pipeline, model, read.uploads, parameters, deadline))
     answering = pipeline.answer(
-        card, inputs.uploads[0].data, parameters, deadline=deadline, form=form, watch=this.watch
+        model, read.uploads[0].data, parameters, deadline=deadline, media_type=media_type, timer=this.timer
     )
-    answer = await _while_connected(request.scope, answering)
-    metrics.observe_stages(this.endpoint, answer.stages)
-    return _response(answer.body, card, answer.stages, answer.batch_size)
+    try:
+        answer = await _while_connected(request, answering)
+    except (CorruptMedia, UnsupportedMedia) as error:
+        raise _with_hint(error, request) from error
+    observe_stages(this.endpoint, answer.stages)
+    return _response(answer.body, media_type, model.card, answer.stages, answer.batch_size)
 
 
 async def _several(
     request: Request,
     pipeline: Pipeline,
-    card: ModelCard,
+    model: ServedModel,
     uploads: list[Upload],
-    parameters: Parameters,
+    parameters: Any,
     deadline: float,
 ) -> Response:
-    """One result per file, in order; a file that fails is a problem in its place. All files come in at once as far as
-    there is room; each of the others when one before it is done, so that it is not refused because of them."""
+    """One result per file, in order; a file that fails is a problem in its place.
+
+    Files are queued as far as there is room, the others as earlier ones are done, so none is refused because of them.
+    """
     answers: list[Answer] = []
     asked = now()
 
     async def result(upload: Upload) -> dict[str, Any]:
-        this = visit(request.scope)
-        watch = Stopwatch(this.watch.intervals if this.watch else None)
-        watch.add("queue", asked, now())
+        this = RequestContext.of(request.scope)
+        timer = StageTimer(this.timer.intervals if this.timer else None)
+        timer.add("queue", asked, now())
         try:
-            answer = await pipeline.answer(card, upload.data, parameters, deadline=deadline, watch=watch)
+            answer = await pipeline.answer(model, upload.data, parameters, deadline=deadline, timer=timer)
         except ServiceError as error:
-            metrics.count_refusal(this.endpoint, error.slug)
+            count_refusal(this.endpoint, error.slug)
             return {"filename": upload.filename, "error": problem(error, this.request_id)}
-        metrics.observe_stages(this.endpoint, answer.stages)
+        observe_stages(this.endpoint, answer.stages)
         answers.append(answer)
         return {"filename": upload.filename, "predictions": answer.body}
 
     results: list[asyncio.Task[dict[str, Any]]] = []
+    has_room = model.batcher.admission.has_room_for_more
     async with asyncio.TaskGroup() as group:
         for upload in uploads:
-            while not pipeline.has_room_for_more(card) and (coming := [file for file in results if not file.done()]):
-                await asyncio.wait(coming, return_when=asyncio.FIRST_COMPLETED)
+            while not has_room() and (unfinished := [file for file in results if not file.done()]):
+                await asyncio.wait(unfinished, return_when=asyncio.FIRST_COMPLETED)
             results.append(group.create_task(result(upload)))
-            await asyncio.sleep(0)  # it takes its place
+            await asyncio.sleep(0)  # it is queued
     longest = {stage: max((answer.stages[stage] for answer in answers), default=0.0) for stage in STAGES}
     content = {"results": [file.result() for file in results]}
-    return _response(content, card, longest, max((answer.batch_size for answer in answers), default=0))
+    batch_size = max((answer.batch_size for answer in answers), default=0)
+    return _response(content, JSON, model.card, longest, batch_size)
 
 
-def _form(request: Request, parameters: Parameters, files: int) -> Form:
-    """PNG if the client asks for it by name; ``*/*`` means JSON."""
-    if not isinstance(parameters, SegmentParameters):
-        return "json"
+def _media_type(request: Request, task: Task, files: int) -> str:
+    """Returns the media type that the client prefers by name; ``*/*`` means the task's first."""
+    first, *others = task.media_types
+    if not others:
+        return first
     wanted = _accepted(", ".join(request.headers.getlist("accept")))
-    png = wanted.get("image/png", 0.0) > wanted.get("application/json", 0.0)
-    if png and files > 1:
-        raise InvalidParameter("Accept: image/png answers one file; send one, or accept JSON")
-    if parameters.overlay and not png:
-        raise InvalidParameter("'overlay' is for Accept: image/png")
-    return "png" if png else "json"
+    best = max(others, key=lambda media_type: wanted.get(media_type, 0.0))
+    if wanted.get(best, 0.0) <= wanted.get(first, 0.0):
+        return first
+    if files > 1:
+        raise InvalidParameter(f"Accept: {best} answers one file; send one, or accept JSON")
+    return best
 
 
 def _accepted(header: str) -> dict[str, float]:
-    """Media types by name with their weights (RFC 9110, section 12.5.1); what cannot be read weighs nothing."""
+    """Media types by name with their weights (RFC 9110, section 12.5.1); an unreadable weight is 0."""
     weights: dict[str, float] = {}
     for part in header.lower().split(","):
         name, *parameters = (item.strip() for item in part.split(";"))
@@ -206,49 +231,65 @@ def _accepted(header: str) -> dict[str, float]:
     return weights
 
 
-def _response(body: Body | dict[str, Any], card: ModelCard, stages: Mapping[str, float], batch_size: int) -> Response:
-    """The body with what it cost; over several files, the most of each."""
-    if isinstance(body, bytes):
-        response = Response(body, media_type="image/png")
-    else:
-        response = Response(to_json(body), media_type="application/json")
-    response.raw_headers += [(b"x-model", card.key.encode()), *cost(stages, batch_size)]
+def _with_hint(error: ServiceError, request: Request) -> ServiceError:
+    """``curl -d @FILE`` drops line ends, which damages media."""
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != _FORM_BY_CURL:
+        return error
+    return type(error)(f"{error.detail}; if curl sent it with -d, use --data-binary, as -d drops line ends")
+
+
+def _response(content: Any, media_type: str, card: ModelCard, stages: Mapping[str, float], batch_size: int) -> Response:
+    """The answer with what it took; of several files, the most of each."""
+    response = Response(content if media_type != JSON else to_json(content), media_type=media_type)
+    response.raw_headers += [(b"x-model", card.key.encode()), *cost_headers(stages, batch_size)]
     return response
 
 
-async def _while_connected(scope: Scope, work: Coroutine[Any, Any, _T]) -> _T:
-    """Stops ``work`` when the client leaves, so that nothing is done for nobody. Raises ``ClientDisconnect``."""
-    if (left := wire.left(scope)) is None:
-        return await work
-    working = asyncio.current_task()
+async def _while_connected(request: Request, work: Coroutine[Any, Any, T]) -> T:
+    """Awaits ``work``, and cancels it when the client leaves. Raises ``ClientDisconnect`` then."""
+    loop, working = asyncio.get_running_loop(), asyncio.current_task()
     assert working is not None
-    stopped = finished = False
+    watching: asyncio.Task[None] | None = None
+    left = False
 
-    def stop(_: object) -> None:
-        nonlocal stopped
-        if not finished:
-            stopped = working.cancel()
+    async def watch() -> None:
+        nonlocal left
+        while (await request.receive())["type"] != "http.disconnect":
+            continue
+        left = working.cancel()
 
-    left.add_done_callback(stop)
+    def start_watching() -> None:
+        nonlocal watching
+        watching = loop.create_task(watch())
+
+    timer = loop.call_later(_WATCH_AFTER_SECONDS, start_watching)
     try:
         return await work
     except asyncio.CancelledError:
-        if stopped and working.uncancel() == 0:
+        if left and working.uncancel() == 0:
             raise ClientDisconnect from None
         raise
     finally:
-        finished = True
-        left.remove_done_callback(stop)
+        timer.cancel()
+        if watching:
+            watching.cancel()
+
+
+def _pipeline(state: State) -> Pipeline:
+    if state.pipeline is None:
+        raise NotReady("no model is loaded yet", retry_after_seconds=5)
+    return state.pipeline
 
 
 async def list_models(request: Request) -> Response:
     """The cards of all loaded models."""
-    return Response(to_json(_pipeline(request.app.state).catalogue.cards()), media_type="application/json")
+    return Response(to_json(_pipeline(request.app.state.service).registry.cards()), media_type=JSON)
 
 
 async def show_model(request: Request, name: str) -> Response:
     """One card, by name or name:version."""
-    return Response(_pipeline(request.app.state).catalogue.named(name).model_dump_json(), media_type="application/json")
+    card = _pipeline(request.app.state.service).registry.named(name).card
+    return Response(card.model_dump_json(), media_type=JSON)
 
 
 async def show_problem(slug: str) -> Response:
@@ -268,31 +309,6 @@ async def to_docs() -> Response:
     return RedirectResponse("/docs")
 
 
-def _pipeline(state: State) -> Pipeline:
-    pipeline: Pipeline | None = state.pipeline
-    if pipeline is None:
-        raise NotReady("no model is loaded yet", retry_after_seconds=5)
-    return pipeline
-
-
-def refusal(error: ServiceError, scope: Scope) -> Response:
-    """The problem document for ``error``, counted."""
-    this = visit(scope)
-    metrics.count_refusal(this.endpoint, error.slug)
-    headers = {"X-Model": this.model} if this.model else {}
-    if error.retry_after_seconds is not None:
-        headers["Retry-After"] = str(error.retry_after_seconds)
-        wire.refused(scope)
-    if isinstance(error, (BodyTimeout, BodyTooLarge)):
-        headers["Connection"] = "close"  # the rest of the body is not wanted
-    response = Response(
-        to_json(problem(error, this.request_id)), status_code=error.status, media_type=PROBLEM_JSON, headers=headers
-    )
-    if this.watch:
-        response.raw_headers += cost(this.watch.seconds, batch_size=0)
-    return response
-
-
 async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, ServiceError)
     return refusal(error, request.scope)
@@ -303,11 +319,9 @@ async def _not_routed(request: Request, error: Exception) -> Response:
     path = request.url.path[:80]
     if error.status_code == 405:
         allowed = (error.headers or {}).get("Allow", "")
-        response = refusal(MethodNotAllowed(f"{path!r} answers to {allowed}"), request.scope)
-        response.headers["Allow"] = allowed
-        return response
+        return refusal(MethodNotAllowed(f"{path!r} answers to {allowed}"), request.scope, allow=[allowed])
     if error.status_code == 404:
-        routes = ", ".join(f"POST /{task}" for task in _PARAMETERS)
+        routes = ", ".join(f"POST /{name}" for name in TASKS)
         return refusal(
             NotFound(f"there is nothing at {path!r}; there are {routes}, GET /models, GET /docs"), request.scope
         )

@@ -9,11 +9,8 @@ Decoders raise only ``UnsupportedMedia`` (415), ``MediaTooLarge`` (413), ``Corru
 """
 
 import math
-import time
 from dataclasses import dataclass
 from typing import NamedTuple
-
-from service.errors import DeadlineExceeded
 
 NO_DEADLINE = math.inf
 
@@ -38,9 +35,3 @@ class DecodeCost(NamedTuple):
 
     seconds: float
     limits: Limits
-
-
-def check_deadline(deadline: float) -> None:
-    """Raises ``DeadlineExceeded`` once ``deadline`` (monotonic seconds) has passed."""
-    if time.monotonic() >= deadline:
-        raise DeadlineExceeded("the deadline passed while the request was decoded")

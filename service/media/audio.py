@@ -12,8 +12,8 @@ from av.filter import Graph
 from numpy.typing import NDArray
 
 from service.errors import CorruptMedia, MediaTooLarge
-from service.media import NO_DEADLINE, DecodeCost, Limits, check_deadline
-from service.media.container import check_codec, check_duration, declared_seconds, open_container
+from service.media import NO_DEADLINE, DecodeCost, Limits
+from service.media.container import check_codec, check_deadline, check_duration, declared_seconds, open_container
 
 _BLOCK_SECONDS = 1.0
 # Seconds of an uncompressed sound: per byte, and per sample at the rate that is asked for.

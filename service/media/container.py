@@ -1,5 +1,6 @@
 """Opening a stranger's sound or clip with FFmpeg, so that nothing but the given bytes is read."""
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
@@ -9,7 +10,7 @@ import av.container
 import av.error
 import av.logging
 
-from service.errors import CorruptMedia, MediaTooLarge
+from service.errors import CorruptMedia, DeadlineExceeded, MediaTooLarge
 from service.media import Limits
 from service.media.formats import CLIPS, accepted_format
 
@@ -72,3 +73,9 @@ def check_duration(seconds: float, limits: Limits) -> None:
 def declared_seconds(container: av.container.InputContainer) -> float:
     """What the header claims, 0 if nothing: good for an early refusal, and for nothing else."""
     return (container.duration or 0) / av.time_base
+
+
+def check_deadline(deadline: float) -> None:
+    """Raises ``DeadlineExceeded`` once ``deadline`` (monotonic seconds) has passed."""
+    if time.monotonic() >= deadline:
+        raise DeadlineExceeded("the deadline passed while the request was decoded")

@@ -2,6 +2,7 @@
 
 import math
 import struct
+import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from service.errors import CorruptMedia, MediaTooLarge
-from service.media import NO_DEADLINE, DecodeCost, Limits, check_deadline
+from service.errors import CorruptMedia, DeadlineExceeded, MediaTooLarge
+from service.media import NO_DEADLINE, DecodeCost, Limits
 from service.media.formats import (
     REDUCED_TO,
     accepted_format,
@@ -104,7 +105,8 @@ def decode(data: bytes, spec: ImageSpec, limits: Limits, deadline: float = NO_DE
     format = accepted_format(data, "image")
     if format == "WebP":
         _check_size(webp_size(data), limits)  # Pillow allocates a WebP's canvas when it opens the file
-    check_deadline(deadline)
+    if time.monotonic() >= deadline:
+        raise DeadlineExceeded("the deadline passed before the picture was decoded")
     try:
         with Image.open(BytesIO(data), formats=[format]) as image:
             _check_size(image.size, limits)

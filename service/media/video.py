@@ -12,8 +12,8 @@ from av.video.reformatter import VideoReformatter
 from numpy.typing import NDArray
 
 from service.errors import CorruptMedia, MediaTooLarge
-from service.media import NO_DEADLINE, DecodeCost, Limits, check_deadline, mp4
-from service.media.container import check_codec, check_duration, declared_seconds, open_container
+from service.media import NO_DEADLINE, DecodeCost, Limits, mp4
+from service.media.container import check_codec, check_deadline, check_duration, declared_seconds, open_container
 from service.media.mp4 import Film
 
 _BLOCK_FRAMES = 32

@@ -1,12 +1,12 @@
-"""Who is let into the queue before an engine. What could not be answered in time is refused while it is still cheap.
+"""Admission control: what cannot be answered in time is refused while that is still cheap.
 
 A request counts as one sample from the start, and as more, up to a batch's worth, as far as it has them and half of the
-queue has room; the rest waits in its own hands, for the other half is for those who still come. So do the files of one
-request beside its first. So the queue is bounded, only a first sample can be refused, and a few long sounds keep nobody
-out. How many samples the queue may hold is for the operator to say; else it is for the pace: what a fast model does in
-a second and a half is more than a slow one may keep waiting. A burst may fill the queue; once it was full, it is kept
-short until nothing has had to be refused for a while, so that those who are let in under overload are answered soon,
-and the service is itself again soon after.
+queue has room. The other half is kept for requests that are still to come, so a few long sounds lock nobody out; the
+further files of one request wait likewise. Only a first sample can be refused.
+
+The bound of the queue is the operator's (QUEUE_SAMPLES), or follows the measured rate: what a fast model does in a
+second and a half. After an overflow the queue limit drops to 250 ms of work until 2 s pass without shedding, so that
+requests admitted under overload are answered soon, and the overload ends soon after the load does.
 """
 
 import math
@@ -16,81 +16,143 @@ from collections.abc import Callable
 from prometheus_client import Gauge
 
 from service.errors import DeadlineUnmeetable, NotReady, QueueFull
-from service.scheduling.latency import Pace
 
-# Of waiting, while requests have to be refused: what lies longer has left the caches, and is not done the sooner. The
-# engine needs a batch beside the one that it runs, but nobody has to wait for slow media for longer than the second.
-_SHORT_SECONDS, _LONG_SECONDS = 0.25, 2.0
+# Work that may wait during overload. Media that wait longer have left the caches. The engine needs a batch beside the
+# one that runs; of media that decode slowly nobody waits longer than the second bound.
+_OVERLOAD_SECONDS, _OVERLOAD_SECONDS_SLOW = 0.25, 2.0
 _SAMPLES = 256  # may wait however slow the model, and however little is known of it
-# Of a fast model's queue without a bound. Longer, and impatient clients' deadlines would keep it as long as they allow.
-_BURST_SECONDS = 1.5
-_CALM_SECONDS = 2.0  # without a refusal; then a burst may fill the queue again
-_CAUTION = 1.2  # what is let in and comes too late has cost others their answer: paces may drop by so much
+_BURST_SECONDS = 1.5  # of work in an unbounded queue; with more, impatient clients' deadlines would keep it full
+_CALM_SECONDS = 2.0  # without shedding, after which a burst may fill the queue again
+_CAUTION = 1.2  # factor on estimates: a request admitted and answered too late has cost others their answer
+_MEMORY = 0.8  # weight of the past in a moving average
 
 
-class Admission:
-    """``waiting`` samples are in the queue, of so many ``requests``, of which ``undecoded`` are but bytes yet, ``slow``
-    of them decoded in threads; ``running`` samples are in the engine already, which takes ``max_batch`` at a time.
-    ``queue_samples`` may wait, or what the pace allows where that is None. ``pace`` is learned by whoever decodes and
-    runs; ``depth`` shows ``waiting``."""
+class MovingAverage:
+    """Exponential moving average; a value of larger ``count`` moves it further. 0 before the first."""
+
+    def __init__(self) -> None:
+        self._sum = self._count = 0.0
+
+    @property
+    def value(self) -> float:
+        return self._sum / self._count if self._count else 0.0
+
+    def add(self, sum: float, count: int = 1) -> None:
+        kept = _MEMORY if self._sum else 0.0  # there is nothing to remember of zeros
+        self._sum = kept * self._sum + sum
+        self._count = kept * self._count + count
+
+
+class LatencyEstimator:
+    """Estimates how long queued requests take, from how long earlier ones took.
+
+    A request is decoded first, on the event loop or by one of ``decoders`` threads; then its samples wait for the
+    engine. ``on_cpu`` says that the engine rests while something is decoded on the event loop. Decoding and inference
+    are what a request takes at least. What it takes in company, with HTTP, refusals and all else that these cores do,
+    shows once requests have waited for one another.
+    """
+
+    def __init__(self, decoders: int, *, on_cpu: bool) -> None:
+        self.inference = MovingAverage()  # seconds of a sample in a batch
+        self._on_loop, self._in_thread = MovingAverage(), MovingAverage()  # seconds of decoding a request
+        self._in_company = MovingAverage()  # seconds a sample between two batches' answers, while requests waited
+        self._answered = -math.inf  # time of the last batch's answers
+        self._decoders, self._on_cpu = decoders, on_cpu
+
+    def decoded(self, seconds: float, *, in_thread: bool) -> None:
+        self._decoding(in_thread).add(seconds)
+
+    def answered(self, samples: int, at: float, *, waiting_since: float) -> None:
+        """Takes note of a batch answered ``at`` that time, whose first request had waited since ``waiting_since``.
+
+        If that was after the batch before, nothing waited, and the time in company is forgotten: else one bad moment
+        could refuse for ever the requests that would show it to be over.
+        """
+        self._in_company.add(at - self._answered if waiting_since < self._answered else 0.0, samples)
+        self._answered = at
+
+    def seconds_ahead(self, samples: int, *, on_loop: int = 0, in_threads: int = 0) -> float:
+        """Estimates ``samples``, of which so many requests are still to be decoded on the loop and in threads.
+
+        Decoding in threads and inference go on at the same time: the longest counts.
+        """
+        loop, threads = on_loop * self._on_loop.value, in_threads * self._in_thread.value / self._decoders
+        engine = samples * self.inference.value
+        at_least = loop + max(threads, engine) if self._on_cpu else max(loop, threads, engine)
+        return max(at_least, samples * self._in_company.value)
+
+    def seconds_of_one(self, *, in_thread: bool) -> float:
+        return self._decoding(in_thread).value + self.inference.value
+
+    def _decoding(self, in_thread: bool) -> MovingAverage:
+        return self._in_thread if in_thread else self._on_loop
+
+
+class AdmissionControl:
+    """Counts what waits before one engine and decides what is admitted.
+
+    ``waiting`` samples are queued, of so many ``requests``; ``undecoded`` requests are still bytes, ``in_threads`` of
+    them are decoded in threads; ``running`` samples are in the engine, which takes ``max_batch`` at a time. ``depth``
+    shows ``waiting``.
+    """
 
     def __init__(
         self,
         queue_samples: int | None,
-        pace: Pace,
+        estimator: LatencyEstimator,
         depth: Gauge,
         *,
         max_batch: int,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.waiting = self.requests = self.undecoded = self.slow = self.running = 0
-        self.pace = pace
+        self.waiting = self.requests = self.undecoded = self.in_threads = self.running = 0
+        self.estimator = estimator
+        self.closed: NotReady | None = None  # why nothing is admitted any more
         self._bound, self._samples, self._max_batch = queue_samples, queue_samples or _SAMPLES, max_batch
         self._depth, self._clock = depth, clock
         self._overloaded_until = -math.inf
-        self.closed: NotReady | None = None  # why nobody is let in any more
 
-    def enter(self, deadline: float, *, slow: bool, behind: int = 0) -> None:
-        """Counts a request that must be answered by ``deadline`` (monotonic seconds) and is not decoded yet: at once,
-        or if it is ``slow``, in a thread, ``behind`` so many.
+    def admit(self, deadline: float, *, in_thread: bool, behind: int = 0) -> None:
+        """Counts a request that is not decoded yet and must be answered by ``deadline`` (monotonic seconds).
 
-        Raises what ``refuse`` returns; ``DeadlineUnmeetable`` when what is ahead and its own batch take longer, by
-        the pace measured so far.
+        ``behind`` is how many others are decoded in threads before it, if it is. Raises what ``refusal`` returns, and
+        ``DeadlineUnmeetable`` when what is ahead and its own batch take longer, by the rates measured so far.
         """
-        patience = deadline - self._clock()
+        within = deadline - self._clock()
         if not self.has_room():
-            raise self.refuse(patience)  # which no variable keeps: it keeps this frame, and both would be garbage
-        ahead = self._seconds_ahead(behind) if slow else self._seconds_ahead(0, self._others_in_batch())
-        same = self.slow if slow else self.undecoded - self.slow  # are decoded: else that pace may be out of date
-        own = self.pace.seconds_of_one(slow=slow) if same else self.pace.inference.value
-        if self._is_too_long(ahead + own, patience):
-            raise self._unmeetable(ahead + own, patience)
+            raise self.refusal(within)  # not kept in a variable: it refers to this frame, and both would be garbage
+        ahead = self._seconds_ahead(behind) if in_thread else self._seconds_ahead(0, self._others_in_batch())
+        alike = self.in_threads if in_thread else self.undecoded - self.in_threads  # else that rate may be out of date
+        own = self.estimator.seconds_of_one(in_thread=in_thread) if alike else self.estimator.inference.value
+        if self._takes_longer(ahead + own, within):
+            raise self._unmeetable(ahead + own, within)
         self.undecoded += 1
-        self.slow += slow
+        self.in_threads += in_thread
         self.recount(0, 1)
 
-    def takes(self, patience: float) -> bool:
-        """Whether a request may be let in that will wait for so many seconds: more is known once its body is here."""
-        return self.has_room() and not self._is_too_long(self._seconds_ahead(0), patience)
+    def would_admit(self, within: float) -> bool:
+        """Whether a request that must be answered ``within`` so many seconds may be admitted once its body is here."""
+        return self.has_room() and not self._takes_longer(self._seconds_ahead(0), within)
 
     def has_room(self) -> bool:
-        """Whether a request would be let in, if only its deadline were far enough."""
+        """Whether a request would be admitted if its deadline were far enough."""
         if self.closed or self._is_full():
             return False
         if self._clock() >= self._overloaded_until:
             return True
-        return self._seconds_ahead() <= (_SHORT_SECONDS if self.waiting >= self._max_batch else _LONG_SECONDS)
+        bound = _OVERLOAD_SECONDS if self.waiting >= self._max_batch else _OVERLOAD_SECONDS_SLOW
+        return self._seconds_ahead() <= bound
 
     def has_room_for_more(self) -> bool:
-        """Whether who has a place already may take another one."""
+        """Whether a request that has a file in the queue may add another one."""
         return self._spare > 0 and self.has_room()
 
-    def refuse(self, patience: float) -> DeadlineUnmeetable | NotReady | QueueFull:
-        """What a request is told that is not taken. Where there is no room, the queue is kept short for a while."""
+    def refusal(self, within: float) -> DeadlineUnmeetable | NotReady | QueueFull:
+        """Returns why a request is not admitted; for want of room, the queue limit drops for a while."""
         if self.closed:
             return self.closed
         if self.has_room():
-            return self._unmeetable(self._seconds_ahead(0), patience)
+            return self._unmeetable(self._seconds_ahead(0), within)
         self._overloaded_until, ahead = self._clock() + _CALM_SECONDS, self._seconds_ahead()
         return QueueFull(
             f"{self.waiting} samples are waiting, for about {ahead:.1f} s; "
@@ -98,17 +160,17 @@ class Admission:
             retry_after_seconds=_retry_after_seconds(ahead),
         )
 
-    def slows(self) -> None:
-        """One of the requests was not to be slow, but is."""
-        self.slow += 1
+    def move_to_thread(self) -> None:
+        """Counts one of the undecoded requests as decoded in a thread."""
+        self.in_threads += 1
 
-    def decoded(self, *, slow: bool) -> None:
-        """One of the requests is no longer but bytes, or never will be."""
+    def leave_undecoded(self, *, in_thread: bool) -> None:
+        """Counts one undecoded request less: it is decoded, or gives up."""
         self.undecoded -= 1
-        self.slow -= slow
+        self.in_threads -= in_thread
 
     def recount(self, before: int, wanted: int) -> int:
-        """A request that counted as ``before`` samples would count as ``wanted``: as how many it does from now on."""
+        """Returns as how many samples a request counts from now on: ``wanted``, as far as there is room."""
         counted = min(wanted, max(1, self._spare + before))
         if counted != before:
             self.requests += (counted > 0) - (before > 0)
@@ -119,14 +181,14 @@ class Admission:
     def close(self, reason: NotReady) -> None:
         self.closed = self.closed or reason
 
-    def _is_too_long(self, seconds: float, patience: float) -> bool:
-        """While nothing is here, the pace may be out of date: try."""
-        return self.waiting + self.running > 0 and _CAUTION * seconds > patience
+    def _takes_longer(self, seconds: float, within: float) -> bool:
+        """Never so while nothing is here: the rates may be out of date, and one request shows the present ones."""
+        return self.waiting + self.running > 0 and _CAUTION * seconds > within
 
-    def _unmeetable(self, seconds: float, patience: float) -> DeadlineUnmeetable:
+    def _unmeetable(self, seconds: float, within: float) -> DeadlineUnmeetable:
         return DeadlineUnmeetable(
             f"with what is waiting it may take {_CAUTION * seconds * 1000:.0f} ms; "
-            f"the request may wait {patience * 1000:.0f} ms",
+            f"the request may wait {within * 1000:.0f} ms",
             retry_after_seconds=_retry_after_seconds(self._seconds_ahead()),
         )
 
@@ -138,20 +200,23 @@ class Admission:
 
     @property
     def _spare(self) -> int:
-        """Samples for which there is room in the half of the queue that is not kept for those who still come."""
+        """Room for samples in the half of the queue that is not kept for requests still to come."""
         return self._samples // 2 - self.waiting
 
     def _others_in_batch(self) -> int:
-        """Quick ones that come after the next one and share its batch: where a batch's worth waits, all are full."""
-        quick = self.requests - self.slow
-        return -(quick + 1) % self._max_batch if quick >= self._max_batch else 0
+        """Requests that come later and share the batch: where a batch's worth waits, all batches are full."""
+        on_loop = self.requests - self.in_threads
+        return -(on_loop + 1) % self._max_batch if on_loop >= self._max_batch else 0
 
     def _seconds_ahead(self, behind: int | None = None, more: int = 0) -> float:
-        """Of a request that comes now and goes ``behind`` so many of the slow ones, or all, and whose batch so many
-        ``more`` share. Of each of those that are here, one sample goes before it."""
-        slow, quick = self.slow if behind is None else behind, self.undecoded - self.slow + more
+        """Estimates the work ahead of a request that comes now, one sample of each request that is here.
+
+        Of the requests decoded in threads ``behind`` go first, or all; ``more`` others share its batch.
+        """
+        in_threads, on_loop = self.in_threads if behind is None else behind, self.undecoded - self.in_threads + more
         ready = self.requests - self.undecoded
-        return self.pace.seconds_ahead(self.running + ready + quick + slow, quick=quick, slow=slow)
+        samples = self.running + ready + on_loop + in_threads
+        return self.estimator.seconds_ahead(samples, on_loop=on_loop, in_threads=in_threads)
 
 
 def _retry_after_seconds(ahead: float) -> int:

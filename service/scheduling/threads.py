@@ -1,4 +1,4 @@
-"""Who gets the cores: threads that decode and compute beside the event loop stand back for it, and it is patient."""
+"""Priorities of threads: decoding and inference yield to the event loop, which is not preempted for each packet."""
 
 import os
 import sys
@@ -9,19 +9,22 @@ from contextlib import suppress
 _NICENESS = 10
 
 
-def workers(count: int, name: str) -> ThreadPoolExecutor:
-    """Who asks must be heard, and refused in time, however much there is to do: the event loop goes first."""
-    return ThreadPoolExecutor(count, name, _stand_back)
+def background_pool(count: int, name: str) -> ThreadPoolExecutor:
+    """A pool of threads that yield to the event loop, so that requests are read, and refused in time, under load."""
+    return ThreadPoolExecutor(count, name, _lower_priority)
 
 
-def wait_for_turns() -> None:
-    """For the thread of the event loop: it goes first, but interrupts nobody for each packet that comes. What comes
-    within a tick of the kernel, 4 ms at most, is seen to together, in caches that stay warm for it and for them."""
+def schedule_in_batches() -> None:
+    """Puts the calling thread, the event loop's, into Linux's SCHED_BATCH class.
+
+    Packets within one tick of the kernel, 4 ms at most, are then handled together while caches are warm, instead of
+    each preempting a batch.
+    """
     if sys.platform == "linux":
         with suppress(OSError):  # in a sandbox that forbids it
             os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 
 
-def _stand_back() -> None:
+def _lower_priority() -> None:
     if sys.platform == "linux":  # where a thread has a niceness of its own
         os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)

@@ -1,12 +1,12 @@
 """``/audio``: what is in a sound."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from service.media import DecodeCost, Limits, audio
+from service.media import audio
 from service.media.audio import AudioSpec
 from service.media.windows import audio_windows
 from service.repository.card import AudioPreprocess
@@ -22,15 +22,10 @@ class AudioTask(WindowTask):
     preprocess = AudioPreprocess
     max_batch_gpu = 128
     training = "models.tasks.audio:AUDIO"
+    decode, decode_cost = staticmethod(audio.decode), staticmethod(audio.decode_cost)
 
     def decode_spec(self, preprocess: AudioPreprocess, parameters: WindowParameters) -> AudioSpec:
         return AudioSpec(preprocess.sample_rate_hz)
-
-    def decode_cost(self, data: bytes, spec: AudioSpec, limits: Limits) -> DecodeCost:
-        return audio.decode_cost(data, spec, limits)
-
-    def decode(self, data: bytes, spec: AudioSpec, limits: Limits, deadline: float) -> Iterator[NDArray[np.float32]]:
-        return audio.decode(data, spec, limits, deadline)
 
     def prepare(self, blocks: Iterable[NDArray[np.float32]], preprocess: AudioPreprocess) -> Prepared:
         return prepared_windows(audio_windows(np.concatenate(list(blocks)), preprocess))

@@ -1,7 +1,7 @@
 """``/classify``: what is in a picture."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,7 +11,7 @@ from pydantic import Field
 from typing_extensions import TypedDict  # pydantic takes Python's own only from 3.12 on
 
 from service.errors import InternalError
-from service.media import DecodeCost, Limits, image
+from service.media import image
 from service.media.image import ImageSpec, Picture
 from service.repository.card import ImagePreprocess, ModelCard
 from service.tasks.task import Outputs, Parameters, Prepared, Task
@@ -40,6 +40,7 @@ class Classify(Task):
     outputs = ("probabilities",)
     max_batch_gpu = 128
     training = "models.tasks.classify:CLASSIFY"
+    decode, decode_cost = staticmethod(image.decode), staticmethod(image.decode_cost)
 
     def check_card(self, card: ModelCard) -> None:
         super().check_card(card)
@@ -47,12 +48,6 @@ class Classify(Task):
 
     def decode_spec(self, preprocess: ImagePreprocess, parameters: ClassifyParameters) -> ImageSpec:
         return ImageSpec(image.decoded_shorter_side(preprocess))
-
-    def decode_cost(self, data: bytes, spec: ImageSpec, limits: Limits) -> DecodeCost:
-        return image.decode_cost(data, spec, limits)
-
-    def decode(self, data: bytes, spec: ImageSpec, limits: Limits, deadline: float) -> Iterator[Picture]:
-        return image.decode(data, spec, limits, deadline)
 
     def prepare(self, blocks: Iterable[Picture], preprocess: ImagePreprocess) -> Prepared:
         (picture,) = blocks

@@ -1,6 +1,6 @@
 """``/segment``: what is in every pixel of a picture."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
@@ -9,7 +9,7 @@ from PIL import Image
 from pydantic import Field
 
 from service.errors import InvalidParameter
-from service.media import DecodeCost, Limits, image
+from service.media import image
 from service.media.image import ImageSpec, Picture, Region
 from service.repository.card import ImagePreprocess, ModelCard
 from service.tasks.masks import Segment, overlay_png, palette_png, segments
@@ -45,6 +45,7 @@ class SegmentTask(Task):
     outputs = ("mask", "confidence")
     finishes_in_thread = True
     training = "models.tasks.segment:SEGMENT"
+    decode, decode_cost = staticmethod(image.decode), staticmethod(image.decode_cost)
 
     def check_card(self, card: ModelCard) -> None:
         if card.palette is None or len(card.palette) != len(card.categories):
@@ -52,19 +53,13 @@ class SegmentTask(Task):
         if len(card.categories) > 256:
             raise ValueError("a mask holds at most 256 categories")
 
-    def check_request(self, parameters: SegmentParameters, media_type: str) -> None:
+    def check_media_type(self, parameters: SegmentParameters, media_type: str) -> None:
         if parameters.overlay and media_type != PNG:
             raise InvalidParameter("'overlay' is for Accept: image/png")
 
     def decode_spec(self, preprocess: ImagePreprocess, parameters: SegmentParameters) -> ImageSpec:
         """An overlay needs every pixel of the picture."""
         return ImageSpec(None if parameters.overlay else image.decoded_shorter_side(preprocess))
-
-    def decode_cost(self, data: bytes, spec: ImageSpec, limits: Limits) -> DecodeCost:
-        return image.decode_cost(data, spec, limits)
-
-    def decode(self, data: bytes, spec: ImageSpec, limits: Limits, deadline: float) -> Iterator[Picture]:
-        return image.decode(data, spec, limits, deadline)
 
     def prepare(self, blocks: Iterable[Picture], preprocess: ImagePreprocess) -> Prepared:
         (picture,) = blocks

@@ -9,12 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
+from service.engines.engine import Outputs, Sample
 from service.media import DecodeCost, Limits
 from service.repository.card import ModelCard, Preprocess
 
+__all__ = ["JSON", "Outputs", "Parameters", "Prepared", "Sample", "Task"]
+
 JSON = "application/json"
-Sample = NDArray[np.generic]
-Outputs = tuple[NDArray[np.generic], ...]  # of one sample, in the card's order, without the batch axis
 
 
 class Parameters(BaseModel):
@@ -69,8 +70,8 @@ class Task(ABC):
         if card.palette is not None:
             raise ValueError(f"task {self.name!r} has no palette")
 
-    def check_request(self, parameters: Any, media_type: str) -> None:  # noqa: B027 - most tasks have nothing to check
-        """Raises ``InvalidParameter`` for parameters that do not go with ``media_type``."""
+    def check_media_type(self, parameters: Any, media_type: str) -> None:  # noqa: B027 - most tasks know but one
+        """Raises ``InvalidParameter`` for parameters that do not go with ``media_type``, where there are several."""
 
     @abstractmethod
     def decode_spec(self, preprocess: Any, parameters: Any) -> Any:

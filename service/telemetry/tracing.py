@@ -1,7 +1,7 @@
-"""OpenTelemetry traces: a span for each call, below it one for each stretch of a stage, and one for each batch, which
-the inference of every request in it is linked to. Off unless the standard ``OTEL_*`` variables ask for them.
+"""OpenTelemetry traces: a span for each call, below it one for each stretch of a stage, and one for each batch.
 
-Spans are made once a request is over, of what was measured anyway.
+The inference of every request in a batch is linked to the batch's span. Off unless the standard ``OTEL_*`` variables
+ask for them. Spans are made once a request is over, from what was measured anyway.
 """
 
 import os
@@ -18,17 +18,16 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter
 from opentelemetry.trace import Link, Span, SpanContext, SpanKind, StatusCode, set_span_in_context
 
-from service.http.middleware import Visit
 from service.settings import SettingsError
-from service.telemetry.stages import Interval, Run, now
+from service.telemetry.request import BatchRun, Interval, RequestContext, now
 
 _ENDPOINTS = "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT"
 _PROTOCOLS = "OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL"
-_FAREWELL_SECONDS = 3  # a collector that hangs may not cost the requests their time to finish
+_FLUSH_SECONDS = 3  # a collector that hangs may not cost the requests their time to finish
 
 
 def exporter_name(environment: Mapping[str, str]) -> str | None:
-    """What OpenTelemetry's packages call the exporter that is asked for; None for none. Raises ``SettingsError``."""
+    """Returns the exporter's name in OpenTelemetry's packages, None for none. Raises ``SettingsError``."""
     if environment.get("OTEL_SDK_DISABLED", "").lower() == "true":
         return None
     asked = environment.get("OTEL_TRACES_EXPORTER") or ("otlp" if any(map(environment.get, _ENDPOINTS)) else "none")
@@ -43,7 +42,7 @@ def exporter_name(environment: Mapping[str, str]) -> str | None:
     return name
 
 
-class Traces:
+class Tracing:
     def __init__(self, exporter: SpanExporter) -> None:
         ours = Resource.create({"service.name": "convserve", "process.pid": os.getpid()})
         # It samples as OTEL_TRACES_SAMPLER says, and sends in a thread of its own.
@@ -52,38 +51,38 @@ class Traces:
         self._tracer = self._provider.get_tracer("convserve")
 
     @classmethod
-    def from_environment(cls) -> "Traces | None":
+    def from_environment(cls) -> "Tracing | None":
         name = exporter_name(os.environ)
         if name is None:
             return None
         (found,) = entry_points(group="opentelemetry_traces_exporter", name=name)
         return cls(found.load()())
 
-    def record(self, scope: MutableMapping[str, Any], visit: Visit) -> None:
+    def record(self, scope: MutableMapping[str, Any], context: RequestContext) -> None:
         """The spans of a request that has just been answered; of calls alone, not of probes and scrapes."""
-        if visit.watch is None:
+        if context.timer is None:
             return
         origin = time.time_ns() - _nanoseconds(now())  # of the stopwatches' clock
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         call = self._tracer.start_span(
-            f"{scope['method']} {visit.endpoint}",
+            f"{scope['method']} {context.endpoint}",
             propagate.extract(headers),
             SpanKind.SERVER,
             {
                 "http.request.method": scope["method"],
-                "http.route": visit.endpoint,
-                "http.response.status_code": visit.status,
-                "convserve.model": visit.model,
-                "convserve.request_id": visit.request_id,
+                "http.route": context.endpoint,
+                "http.response.status_code": context.status,
+                "convserve.model": context.model,
+                "convserve.request_id": context.request_id,
             },
-            start_time=origin + _nanoseconds(visit.began),
+            start_time=origin + _nanoseconds(context.began),
         )
         if call.is_recording():
-            if visit.status >= 500:
+            if context.status >= 500:
                 call.set_status(StatusCode.ERROR)
             below = set_span_in_context(call)
-            for interval in visit.watch.intervals:
-                self._stage(interval, below, origin, visit.model)
+            for interval in context.timer.intervals:
+                self._stage(interval, below, origin, context.model)
         call.end()
 
     def flush(self) -> None:
@@ -93,7 +92,7 @@ class Traces:
         """Sends what is left, unless nobody takes it."""
         sending = threading.Thread(target=self._provider.shutdown, daemon=True)
         sending.start()
-        sending.join(_FAREWELL_SECONDS)
+        sending.join(_FLUSH_SECONDS)
 
     def _stage(self, interval: Interval, below: Context, origin: int, model: str) -> None:
         links = [Link(self._batch(run, below, origin, model)) for run in interval.runs]
@@ -102,7 +101,7 @@ class Traces:
         )
         span.end(origin + _nanoseconds(interval.ended))
 
-    def _batch(self, run: Run, below: Context, origin: int, model: str) -> SpanContext:
+    def _batch(self, run: BatchRun, below: Context, origin: int, model: str) -> SpanContext:
         """The batch's span. It stands in the trace of the first of its requests that is over."""
         if run.span is None:
             attributes: dict[str, str | int] = {

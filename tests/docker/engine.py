@@ -1,4 +1,4 @@
-"""A Docker engine, the images built by it, and containers confined as the README advises."""
+"""A Docker engine, the images built by it, and containers confined as docs/deployment.md advises."""
 
 import json
 import os

@@ -19,7 +19,7 @@ from tests.update import assert_nothing_was_lost, update
 pytestmark = pytest.mark.timeout(1500)  # the first to ask for an image waits until it is built
 
 EXPECTED = {"classify": "cat", "segment": "Tree", "audio": "seven", "video": "pan left"}
-STOP_SECONDS = 40  # as the README tells an operator to give
+STOP_SECONDS = 40  # as docs/deployment.md tells an operator to give
 LARGEST_CPU_BYTES = 400e6  # what is added to the base image
 
 

@@ -1,4 +1,4 @@
-"""The bundled models, on the files that the README advises to try."""
+"""The bundled models, on the sample files of the README."""
 
 import base64
 import io

@@ -26,9 +26,11 @@ KUBERNETES = DOCKER / "kubernetes"
 DOCKERFILE = (DOCKER / "Dockerfile").read_text()
 OVERLAYS = ("cpu", "gpu")
 COMPONENTS = sorted(folder.name for folder in (KUBERNETES / "components").iterdir())
-README = yaml.safe_load(re.findall(r"```yaml\n(resources:.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)[0])
-COMBINATIONS = [(), *((name,) for name in COMPONENTS), tuple(Path(path).name for path in README["components"])]
-MINIMUM_VERSION = "1.27"  # as base/deployment.yaml and the README say
+DOCUMENTED = yaml.safe_load(
+    re.findall(r"```yaml\n(resources:.*?)```", (ROOT / "docs" / "deployment.md").read_text(), re.DOTALL)[0]
+)
+COMBINATIONS = [(), *((name,) for name in COMPONENTS), tuple(Path(path).name for path in DOCUMENTED["components"])]
+MINIMUM_VERSION = "1.27"  # as base/deployment.yaml and docs/deployment.md say
 
 # What is used of custom resources, as the Prometheus operator 0.80 and KEDA 2.16 define it. Of a PrometheusRule all has
 # to be as in docker/prometheus, and KEDA's `behavior` as the HorizontalPodAutoscaler's.
@@ -85,7 +87,7 @@ def _kustomization(overlay: str, components: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _built(kustomization: dict[str, Any]) -> subprocess.CompletedProcess[str]:
-    """In a folder beside a checkout of docker/kubernetes alone, as the README has it."""
+    """In a folder beside a checkout of docker/kubernetes alone, as docs/deployment.md has it."""
     with tempfile.TemporaryDirectory() as folder:
         shutil.copytree(KUBERNETES, Path(folder, "convserve", "docker", "kubernetes"))
         own = Path(folder, "own")
@@ -258,7 +260,7 @@ def test_what_kubernetes_says_of_services_stays_out_of_the_settings(
 
 def test_a_pod_is_not_killed_before_it_has_answered_all(manifests: Manifests) -> None:
     drain_seconds = float(manifests.environment["CONVSERVE_DRAIN_SECONDS"])
-    assert drain_seconds >= 5  # the README: a connection at rest is closed after as long
+    assert drain_seconds >= 5  # docs/settings.md: behind a load balancer
     command = manifests.container["lifecycle"]["preStop"]["exec"]["command"]
     found = re.search(r"time\.sleep\((\d+)\)", command[-1])
     assert command[0] == "python" and found  # as the image's entry point is called
@@ -433,12 +435,12 @@ def test_scaling_goes_by_what_waits_in_a_pod(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-# --- the README ---
+# --- the documentation ---
 
 
-def test_the_kustomization_of_the_readme_builds() -> None:
-    manifests = _manifests(_built(README))
-    (image,) = README["images"]
+def test_the_documented_kustomization_builds() -> None:
+    manifests = _manifests(_built(DOCUMENTED))
+    (image,) = DOCUMENTED["images"]
     assert manifests.container["image"] == f"{image['newName']}:{image['newTag']}"
-    assert {document["metadata"]["namespace"] for document in manifests.documents} == {README["namespace"]}
+    assert {document["metadata"]["namespace"] for document in manifests.documents} == {DOCUMENTED["namespace"]}
     kubernetes_validate.validate(manifests.one("Deployment"), MINIMUM_VERSION, strict=True)

@@ -51,6 +51,9 @@ QUERIES = sorted(
 )
 NEEDS_A_GPU = [query for query in QUERIES if "convserve_gpu_" in query]
 NEEDS_A_PAGE = ['ALERTS{alertstate="firing",severity="page"}']  # the annotation, which marks what woke somebody
+CALLS = re.findall(r'endpoint[=!]~"[^$"]+"', "\n".join([*QUERIES, *(rule["expr"] for rule in ALERTS)]))
+SYSTEM_PATHS = ("/", "/models", "/models/none", "/problems/not-ready", "/metrics", "/docs", "/openapi.json", "/livez",
+                "/readyz", "/healthz", "/nowhere", "/docs.json")  # fmt: skip
 MEDIA = {"classify": grey_png(7), "segment": half_red_png(), "audio": square_wav(0.5), "video": grey_clip(7)}
 GPU = """
 convserve_gpu_utilization_ratio{gpu="0"} 0.4
@@ -88,13 +91,17 @@ def test_every_alert_fires_when_it_should_and_is_quiet_otherwise() -> None:
 
 
 @pytest.mark.parametrize("alert", ALERTS, ids=lambda alert: str(alert["alert"]))
-def test_every_alert_says_what_it_means_and_where_its_runbook_is(alert: dict[str, Any]) -> None:
+def test_every_alert_says_what_it_means(alert: dict[str, Any]) -> None:
+    """That its runbook exists is in tests/test_docs.py."""
     assert alert["labels"]["severity"] in {"page", "ticket"}
     notes = alert["annotations"]
-    assert set(notes) == {"summary", "description", "runbook"} and all(notes.values())
-    file, _, anchor = notes["runbook"].partition("#")
-    headings = re.findall(r"^#+ (.+)$", (ROOT / file).read_text(), re.MULTILINE)
-    assert anchor in {heading.lower().replace(" ", "-") for heading in headings}
+    assert set(notes) == {"summary", "description", "runbook_url"} and all(notes.values())
+
+
+def test_calls_are_selected_by_one_matcher_that_names_no_task() -> None:
+    (matcher,) = set(CALLS)
+    assert len(CALLS) >= 15 and matcher.startswith("endpoint!~")
+    assert not any(task in matcher for task in MEDIA)
 
 
 def test_every_panel_says_what_to_do_and_none_covers_another() -> None:
@@ -187,6 +194,17 @@ def test_an_alert_reaches_alertmanager(stack: Stack) -> None:
     assert [receiver["name"] for receiver in told[0]["receivers"]] == ["ticket"]
 
 
+def test_the_matcher_selects_every_call_and_nothing_else(stack: Stack) -> None:
+    def endpoints(matcher: str = "") -> set[str]:
+        found = stack.ask(f"count by (endpoint) (convserve_requests_total{{{matcher}}})")
+        return {result["metric"]["endpoint"] for result in found}
+
+    calls = {f"{way_in}/{task}" for way_in in ("", "/bento") for task in MEDIA}
+    _until(lambda: len(endpoints()) >= len(calls) + len(SYSTEM_PATHS) - 1)  # two of the paths are unknown
+    assert endpoints(CALLS[0]) == calls
+    assert endpoints() - calls > {"/", "unknown", "/models/{name}", "/problems/{slug}", "/readyz"}
+
+
 def test_prometheus_counts_what_the_service_counts(stack: Stack) -> None:
     """Statuses and stages arrive under the names that the dashboard uses."""
     for task in MEDIA:
@@ -244,11 +262,16 @@ def _exporter(port: int, texts: list[str]) -> Iterator[None]:
 
 @contextmanager
 def _asked(url: str) -> Iterator[None]:
-    """A little load until the block ends: every task, in turn well and badly asked."""
+    """A little load until the block ends: every system endpoint and both ways into every task, then the tasks in turn,
+    with media and with junk."""
     over = threading.Event()
 
     def ask() -> None:
         with httpx.Client(base_url=url, timeout=30) as client:
+            for path in SYSTEM_PATHS:
+                client.get(path)
+            for task in MEDIA:
+                client.post(f"/bento/{task}", content=MEDIA[task])
             for task in itertools.cycle(MEDIA):
                 client.post(f"/{task}", content=MEDIA[task])
                 client.post(f"/{task}", content=b"junk")

@@ -208,7 +208,7 @@ async def test_who_turns_out_to_be_slow_leaves_its_turn_to_others(make: Make) ->
         async with bench.batcher.reserve(time.monotonic() + 20, at_once_seconds=0.001) as place:
             await place.turn()
             await asyncio.sleep(0.01)
-            place.slows()
+            place.move_to_thread()
             await place.turn()
             await slow.wait()
             await place.run([np.ones(1)])

@@ -2,11 +2,11 @@ import random
 
 import pytest
 
-from service.scheduling.fair_queue import Line
+from service.scheduling.fair_queue import FairQueue
 
 
 def test_of_equal_work_the_first_comes_first() -> None:
-    line: Line[int] = Line()
+    line: FairQueue[int] = FairQueue()
     for number in range(20):
         line.join(number, 3.0)
     assert list(line) == list(range(20))
@@ -14,14 +14,14 @@ def test_of_equal_work_the_first_comes_first() -> None:
 
 
 def test_little_work_goes_first() -> None:
-    line: Line[str] = Line()
+    line: FairQueue[str] = FairQueue()
     for item, work in (("long", 100.0), ("short", 1.0), ("other long", 100.0), ("other short", 1.0)):
         line.join(item, work)
     assert list(line) == ["short", "other short", "long", "other long"]
 
 
 def test_who_leaves_is_gone_and_may_leave_twice() -> None:
-    line: Line[str] = Line()
+    line: FairQueue[str] = FairQueue()
     line.leave("nobody")
     line.join("a", 1.0)
     line.join("b", 1.0)
@@ -37,7 +37,7 @@ def test_who_leaves_is_gone_and_may_leave_twice() -> None:
 @pytest.mark.parametrize("work", [10, 100])
 @pytest.mark.parametrize("others", [1, 7])
 def test_a_long_one_waits_no_longer_than_if_all_took_turns(work: int, others: int) -> None:
-    line: Line[int] = Line()
+    line: FairQueue[int] = FairQueue()
     line.join(-1, work)
     served = 0
     for number in range(others):
@@ -51,7 +51,7 @@ def test_a_long_one_waits_no_longer_than_if_all_took_turns(work: int, others: in
 
 
 def test_who_gives_up_does_not_keep_the_others_waiting() -> None:
-    line: Line[int] = Line()
+    line: FairQueue[int] = FairQueue()
     line.join(-1, 50)
     for number in range(100, 10_000):
         if number % 3 == 0:
@@ -67,7 +67,7 @@ def test_who_gives_up_does_not_keep_the_others_waiting() -> None:
 
 @pytest.mark.parametrize("longs", [2, 8, 50])
 def test_a_short_one_goes_first_however_many_long_ones_were_served_before(longs: int) -> None:
-    line: Line[int] = Line()
+    line: FairQueue[int] = FairQueue()
     for number in range(longs):
         line.join(number, 100)
     for number in range(longs - 1):
@@ -82,7 +82,7 @@ def test_a_short_one_goes_first_however_many_long_ones_were_served_before(longs:
 @pytest.mark.parametrize("seed", range(5))
 def test_who_goes_before_a_newcomer_is_told_before_it_joins(seed: int) -> None:
     chance = random.Random(seed)
-    line: Line[int] = Line()
+    line: FairQueue[int] = FairQueue()
     for number in range(200):
         work = chance.choice([1, 1, 1, 5, 40])
         before = line.before(work)

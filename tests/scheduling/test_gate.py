@@ -2,7 +2,7 @@ import asyncio
 
 import pytest
 
-from service.scheduling.gate import Turns
+from service.scheduling.decode_scheduler import FairGate
 
 
 class Gate:
@@ -10,7 +10,7 @@ class Gate:
 
     def __init__(self, places: int, seconds: float = 1.0) -> None:
         self.places, self.here = places, 0
-        self.turns: Turns[int] = Turns(lambda: True, self._room, seconds)
+        self.turns: FairGate[int] = FairGate(lambda: True, self._room, seconds)
         self.gone: list[int] = []
 
     def _room(self, number: int) -> bool:
@@ -95,7 +95,7 @@ async def test_little_work_goes_first_but_not_for_ever() -> None:
 
 async def test_where_the_first_has_no_room_whoever_has_least_work_may_go() -> None:
     room = {1}
-    turns: Turns[int] = Turns(lambda: True, lambda number: number in room, 1.0)
+    turns: FairGate[int] = FairGate(lambda: True, lambda number: number in room, 1.0)
     gone: list[int] = []
 
     async def go(number: int, work: float) -> None:
@@ -122,7 +122,7 @@ async def test_where_the_first_has_no_room_whoever_has_least_work_may_go() -> No
 
 async def test_nobody_goes_while_it_is_closed() -> None:
     opened = False
-    turns: Turns[int] = Turns(lambda: opened, lambda number: True, 1.0)
+    turns: FairGate[int] = FairGate(lambda: opened, lambda number: True, 1.0)
     task = asyncio.create_task(turns.wait(1, 1.0, 1.0))
     await _pass(5)
     turns.changed()

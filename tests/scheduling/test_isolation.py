@@ -8,7 +8,7 @@ from prometheus_client import REGISTRY
 
 from service.engines.onnxruntime import Outputs
 from service.scheduling.isolation import EngineBroken, Isolated, Ran, Sample
-from service.scheduling.latency import Mean
+from service.scheduling.admission import MovingAverage
 from service.telemetry.metrics import ModelSeries
 
 POISON = 255.0
@@ -46,7 +46,7 @@ def engine() -> Doubler:
 
 @pytest.fixture
 def isolated(engine: Doubler) -> Iterator[Isolated]:
-    isolated = Isolated(engine, ModelSeries("isolated:1"), Mean(), 0.0)
+    isolated = Isolated(engine, ModelSeries("isolated:1"), MovingAverage(), 0.0)
     yield isolated
     isolated.close()
 
@@ -73,7 +73,7 @@ async def test_a_batch_runs_at_once_in_the_engines_thread(engine: Doubler, isola
 
 
 async def test_a_batch_that_is_quick_by_its_pace_runs_on_the_event_loop(engine: Doubler) -> None:
-    here, pace = threading.current_thread().name, Mean()
+    here, pace = threading.current_thread().name, MovingAverage()
     isolated = Isolated(engine, ModelSeries("isolated:1"), pace, 1.0)
     await _ran(isolated, 1.0)
     assert here not in engine.threads, "nothing is known of it yet"
@@ -88,7 +88,7 @@ async def test_a_batch_that_is_quick_by_its_pace_runs_on_the_event_loop(engine: 
 
 
 async def test_one_bad_sample_fails_alone_on_the_event_loop_too(engine: Doubler) -> None:
-    pace = Mean()
+    pace = MovingAverage()
     pace.add(0.001)
     isolated = Isolated(engine, ModelSeries("isolated:1"), pace, 10.0)
     assert await _answers(isolated, 1.0, POISON, 3.0) == [2.0, None, 6.0]

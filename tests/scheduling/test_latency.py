@@ -1,10 +1,10 @@
 import pytest
 
-from service.scheduling.latency import Mean, Pace
+from service.scheduling.admission import LatencyEstimator, MovingAverage
 
 
 def test_a_mean_begins_with_the_first_value_and_forgets() -> None:
-    mean = Mean()
+    mean = MovingAverage()
     assert mean.value == 0
     mean.add(10.0)
     assert mean.value == pytest.approx(10.0)
@@ -16,7 +16,7 @@ def test_a_mean_begins_with_the_first_value_and_forgets() -> None:
 
 
 def test_what_a_mean_is_taken_of_counts_by_its_number() -> None:
-    mean = Mean()
+    mean = MovingAverage()
     mean.add(0.0, 64)
     mean.add(64 * 2.0, 64)
     mean.add(50.0)
@@ -29,7 +29,7 @@ def test_what_a_mean_is_taken_of_counts_by_its_number() -> None:
     ids=["nothing", "engine", "decoders are longer", "engine is longer", "one"],
 )
 def test_the_longer_line_counts(slow: int, samples: int, seconds: float) -> None:
-    pace = Pace(decoders=2, on_cpu=True)
+    pace = LatencyEstimator(decoders=2, on_cpu=True)
     assert pace.seconds_ahead(samples, slow=slow) == 0  # nothing is known yet
     pace.decoded(0.5, slow=True)
     pace.inference.add(0.1)
@@ -46,7 +46,7 @@ def test_the_longer_line_counts(slow: int, samples: int, seconds: float) -> None
     ],
 )
 def test_what_is_decoded_at_once_is_decoded_one_by_one(on_cpu: bool, seconds: float) -> None:
-    pace = Pace(decoders=2, on_cpu=on_cpu)
+    pace = LatencyEstimator(decoders=2, on_cpu=on_cpu)
     pace.decoded(0.5, slow=False)
     pace.inference.add(0.1)
     assert pace.seconds_ahead(5, quick=3) == pytest.approx(seconds)
@@ -55,7 +55,7 @@ def test_what_is_decoded_at_once_is_decoded_one_by_one(on_cpu: bool, seconds: fl
 
 @pytest.mark.parametrize(("on_cpu", "seconds"), [(True, 1.0 + 8.0), (False, 8.0)])
 def test_what_is_quick_and_what_is_slow_are_told_apart(on_cpu: bool, seconds: float) -> None:
-    pace = Pace(decoders=2, on_cpu=on_cpu)
+    pace = LatencyEstimator(decoders=2, on_cpu=on_cpu)
     for _ in range(3):
         pace.decoded(0.5, slow=False)
         pace.decoded(4.0, slow=True)
@@ -63,9 +63,9 @@ def test_what_is_quick_and_what_is_slow_are_told_apart(on_cpu: bool, seconds: fl
 
 
 @pytest.fixture
-def known() -> Pace:
+def known() -> LatencyEstimator:
     """A tenth of a second a sample, and of decoding nothing."""
-    pace = Pace(decoders=2, on_cpu=True)
+    pace = LatencyEstimator(decoders=2, on_cpu=True)
     pace.inference.add(0.1)
     return pace
 
@@ -75,7 +75,7 @@ def known() -> Pace:
     [pytest.param(10.8, 2.0, id="twice as long"), pytest.param(10.2, 1.0, id="as the engine at least")],
 )
 def test_how_long_it_takes_in_company_is_measured_from_one_answer_to_the_next(
-    known: Pace, at: float, seconds: float
+    known: LatencyEstimator, at: float, seconds: float
 ) -> None:
     known.answered(4, 10.0, waits_since=9.0)
     assert known.seconds_ahead(10) == pytest.approx(1.0)
@@ -84,13 +84,13 @@ def test_how_long_it_takes_in_company_is_measured_from_one_answer_to_the_next(
     assert known.seconds_of_one(slow=False) == pytest.approx(0.1)
 
 
-def test_of_company_the_last_counts_most(known: Pace) -> None:
+def test_of_company_the_last_counts_most(known: LatencyEstimator) -> None:
     for samples, at in ((4, 10.0), (4, 10.8), (10, 14.8)):
         known.answered(samples, at, waits_since=9.0)
     assert known.seconds_ahead(10) == pytest.approx(10 * (0.8 * 0.8 + 4.0) / (0.8 * 4 + 10))
 
 
-def test_a_bad_moment_is_forgotten_also_where_nobody_is_let_in_because_of_it(known: Pace) -> None:
+def test_a_bad_moment_is_forgotten_also_where_nobody_is_let_in_because_of_it(known: LatencyEstimator) -> None:
     known.answered(1, 10.0, waits_since=9.0)
     known.answered(1, 40.0, waits_since=9.0)
     assert known.seconds_ahead(1) == pytest.approx(30.0)

@@ -1,10 +1,10 @@
 import pytest
 
-from service.telemetry.stages import STAGES, Run, Stopwatch, now
+from service.telemetry.request import STAGES, Run, StageTimer, now
 
 
 def test_a_stage_that_fails_is_timed_too() -> None:
-    watch = Stopwatch()
+    watch = StageTimer()
     with pytest.raises(ValueError), watch.stage("decode"):
         raise ValueError
     assert [interval.stage for interval in watch.intervals] == ["decode"]
@@ -13,7 +13,7 @@ def test_a_stage_that_fails_is_timed_too() -> None:
 
 
 def test_inference_is_told_apart_from_waiting_and_from_filling() -> None:
-    watch = Stopwatch()
+    watch = StageTimer()
     asked = now() - 10
     # 3 of 4 seconds on samples, a quarter on filling up the batch; then a second batch that was full.
     runs = [Run(asked + 2, 4, size=3, padded_size=4), Run(asked + 6, 2, size=4, padded_size=4)]
@@ -27,8 +27,8 @@ def test_inference_is_told_apart_from_waiting_and_from_filling() -> None:
 
 
 def test_several_files_have_their_seconds_alone_and_their_intervals_in_common() -> None:
-    whole = Stopwatch()
-    one, other = Stopwatch(whole.intervals), Stopwatch(whole.intervals)
+    whole = StageTimer()
+    one, other = StageTimer(whole.intervals), StageTimer(whole.intervals)
     one.add("decode", 0, 1)
     other.add("decode", 0, 2)
     assert (one.seconds["decode"], other.seconds["decode"], whole.seconds["decode"]) == (1, 2, 0)

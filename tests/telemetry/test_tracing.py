@@ -13,10 +13,10 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from service.http.middleware import Visit
+from service.http.middleware import RequestContext
 from service.settings import SettingsError
-from service.telemetry.stages import Interval, Run, Stopwatch
-from service.telemetry.tracing import Traces, exporter_name
+from service.telemetry.request import Interval, Run, StageTimer
+from service.telemetry.tracing import Tracing, exporter_name
 from tests import graphs
 from tests.samples import grey_png, half_red_png, square_wav
 from tests.serving import serving, start_and_fail
@@ -55,22 +55,22 @@ def exporter() -> InMemorySpanExporter:
 
 
 @pytest.fixture
-def traces(exporter: InMemorySpanExporter) -> Traces:
-    return Traces(exporter)
+def traces(exporter: InMemorySpanExporter) -> Tracing:
+    return Tracing(exporter)
 
 
 def scope(**headers: str) -> dict[str, Any]:
     return {"method": "POST", "headers": [(name.encode(), value.encode()) for name, value in headers.items()]}
 
 
-def visit(runs: list[Run], status: int = 200) -> Visit:
-    watch = Stopwatch(
+def visit(runs: list[Run], status: int = 200) -> RequestContext:
+    watch = StageTimer(
         [Interval("decode", 1.0, 1.5), Interval("queue", 1.5, 2.0), Interval("inference", 2.0, 3.0, runs)]
     )
-    return Visit("an-id", "/classify", began=1.0, status=status, model="grey:1", watch=watch)
+    return RequestContext("an-id", "/classify", began=1.0, status=status, model="grey:1", watch=watch)
 
 
-def finished(traces: Traces, exporter: InMemorySpanExporter) -> dict[str, list[ReadableSpan]]:
+def finished(traces: Tracing, exporter: InMemorySpanExporter) -> dict[str, list[ReadableSpan]]:
     traces.flush()
     by_name: dict[str, list[ReadableSpan]] = {}
     for span in exporter.get_finished_spans():
@@ -83,7 +83,7 @@ def seconds(span: ReadableSpan) -> float:
     return (span.end_time - span.start_time) / 1e9
 
 
-def test_requests_of_one_batch_are_linked_to_its_only_span(traces: Traces, exporter: InMemorySpanExporter) -> None:
+def test_requests_of_one_batch_are_linked_to_its_only_span(traces: Tracing, exporter: InMemorySpanExporter) -> None:
     run = Run(began=2.0, seconds=0.75, size=2, padded_size=4)
     traces.record(scope(), visit([run]))
     traces.record(scope(), visit([run]))
@@ -109,7 +109,7 @@ def test_requests_of_one_batch_are_linked_to_its_only_span(traces: Traces, expor
     assert [round((start - starts[0]) / 1e9, 3) for start in starts] == [0, 0, 0.5, 1]
 
 
-def test_a_call_goes_on_with_its_client_s_trace(traces: Traces, exporter: InMemorySpanExporter) -> None:
+def test_a_call_goes_on_with_its_client_s_trace(traces: Tracing, exporter: InMemorySpanExporter) -> None:
     traces.record(scope(traceparent=f"00-{'a' * 32}-{'b' * 16}-01"), visit([], status=503))
     (call,) = finished(traces, exporter)["POST /classify"]
     assert call.context is not None and call.context.trace_id == int("a" * 32, 16)
@@ -119,7 +119,7 @@ def test_a_call_goes_on_with_its_client_s_trace(traces: Traces, exporter: InMemo
     assert call.attributes["http.response.status_code"] == 503
 
 
-def test_what_its_client_does_not_sample_leaves_no_span(traces: Traces, exporter: InMemorySpanExporter) -> None:
+def test_what_its_client_does_not_sample_leaves_no_span(traces: Tracing, exporter: InMemorySpanExporter) -> None:
     run = Run(2.0, 0.5, 2, 2)
     traces.record(scope(traceparent=f"00-{'a' * 32}-{'b' * 16}-00"), visit([run]))
     assert finished(traces, exporter) == {}
@@ -127,8 +127,8 @@ def test_what_its_client_does_not_sample_leaves_no_span(traces: Traces, exporter
     assert len(finished(traces, exporter)["batch"]) == 1, "the batch waits for a request that is sampled"
 
 
-def test_probes_and_scrapes_leave_no_span(traces: Traces, exporter: InMemorySpanExporter) -> None:
-    traces.record(scope(), Visit("an-id", "/readyz", status=200))
+def test_probes_and_scrapes_leave_no_span(traces: Tracing, exporter: InMemorySpanExporter) -> None:
+    traces.record(scope(), RequestContext("an-id", "/readyz", status=200))
     assert finished(traces, exporter) == {}
 
 
