@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from models.datasets import VOID, DatasetError, category_folders, judged_splits, read_categories
-from models.evaluate import classification_metrics, intersection_over_union
+from models.datasets import VOID, DatasetError, category_folders, judged_splits
+from models.masks import read_categories
+from models.metrics import classification_metrics, intersection_over_union
 from models.recipes import RECIPES
 from service.repository.card import Metric, ModelCard
 

@@ -21,9 +21,10 @@ from models.recipes import RECIPES, Source
 from models.runs import Run
 from models.tasks import TASKS
 from models.trainer import Trainer
-from service.engines.onnxruntime import Engine, Outputs
+from service.engines.onnxruntime import Engine
 from service.repository.card import Metric, ModelCard
 from service.repository.folder import CARD, GRAPH, StoredModel, find_models, read_graph
+from service.tasks.task import Outputs
 from tests.folders import SCENE, small_recipe, write_data
 
 NAMES = tuple(TASKS)
