@@ -1,4 +1,4 @@
-"""What commands print beside their results: warnings, and the commands that follow."""
+"""Messages of commands beside their results: warnings, and the commands that follow."""
 
 import os
 import shlex

@@ -114,7 +114,7 @@ def _accuracy(recipe: Recipe, categories: tuple[str, ...], fold: Fold, folder: P
         run = trainer.run(splits)
         run.save(folder)
     predict = torch_predict(run.served().to(device), device)
-    accuracy, *_ = TASKS[recipe.task].judge(predict, fold.held_out, len(categories), fold.group).metrics
+    accuracy, *_ = TASKS[recipe.task].evaluate(predict, fold.held_out, len(categories), fold.group).metrics
     assert accuracy.name == "accuracy"
     (folder / RESULT).write_text(json.dumps({"accuracy": accuracy.value, "files": splits}, indent=2) + "\n")
     return accuracy.value

@@ -22,7 +22,7 @@ from service.media.image import Region
 from service.repository.card import Preprocess
 from service.tasks.task import Prepared, Task
 
-VOID = 255  # mask value of pixels that are neither learnt from nor judged
+VOID = 255  # mask value of pixels that are neither learnt from nor evaluated
 _LIMITS = Limits()
 _NAMED = 3  # files that a message names
 _T = TypeVar("_T")
@@ -91,8 +91,8 @@ def require_flat(folder: Path) -> None:
             )
 
 
-def judged_splits(folder: Path) -> tuple[str, ...]:
-    """The splits that a model is judged on: ``test`` and every ``test-…``, else ``val``, else ``train``."""
+def evaluated_splits(folder: Path) -> tuple[str, ...]:
+    """The splits that a model is evaluated on: ``test`` and every ``test-…``, else ``val``, else ``train``."""
     tests = [path.name for path in visible(folder) if path.is_dir() and re.fullmatch("test(-.+)?", path.name)]
     return tuple(tests) or (("val",) if (folder / "val").is_dir() else ("train",))
 

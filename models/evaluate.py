@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from models.datasets import VOID, DatasetError, Example, judged_splits
+from models.datasets import VOID, DatasetError, Example, evaluated_splits
 from models.graph import Served
 from models.options import add_data
 from models.runs import CHECKPOINT, Run
@@ -98,9 +98,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         model = read_model(arguments.folder)
         data = data_folder(arguments.data, model)
-        for split in [arguments.split] if arguments.split else judged_splits(data):
+        for split in [arguments.split] if arguments.split else evaluated_splits(data):
             examples = model.examples(data, split, arguments.ignore_index)
-            for metric in model.task.judge(model.predict, examples, len(model.categories), split).metrics:
+            for metric in model.task.evaluate(model.predict, examples, len(model.categories), split).metrics:
                 print(f"{metric.name} {metric.value:.4f} on {metric.samples} files of {data}/{metric.split}")
     except FAILURES as error:
         raise SystemExit(f"cannot evaluate: {error}") from error

@@ -23,7 +23,7 @@ from models.convert import (
     parity,
     require_as_good,
 )
-from models.datasets import Example, judged_splits
+from models.datasets import Example, evaluated_splits
 from models.evaluate import FAILURES, data_folder, torch_predict
 from models.graph import Served
 from models.inspect import complexity
@@ -60,16 +60,16 @@ def export(
     """
     recipe = run.recipe
     task = TASKS[recipe.task]
-    judged = {
+    splits = {
         split: task.load(data, split, run.categories, recipe.preprocess, recipe.ignore_index)
-        for split in judged_splits(data)
+        for split in evaluated_splits(data)
     }
-    split, examples = next(iter(judged.items()))
+    split, examples = next(iter(splits.items()))
     samples = _varied_samples(examples)
     held_out = held_out_examples(data, recipe, run.categories)
     served = run.served()
     reference = torch_predict(served, torch.device("cpu"))
-    before = _calibration_error(task.judge(reference, examples, len(run.categories), split).metrics)
+    before = _calibration_error(task.evaluate(reference, examples, len(run.categories), split).metrics)
     served.temperature.fill_(fit_temperature(served, held_out, task, torch.device("cpu")))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / GRAPH
@@ -77,13 +77,13 @@ def export(
         draft = _draft_card(run, served, samples, path, repository, name, default)
         predict = Engine(draft, path.read_bytes(), threads=0).run
         agreed = parity(reference, predict, samples)
-        metrics = _measured(predict, judged, draft)
+        metrics = _measured(predict, splits, draft)
         if precision == "float16":
             halve_graph(path)
             draft = draft.model_copy(update={"precision": precision, "files": {GRAPH: file_entry(path)}})
             predict = Engine(draft, path.read_bytes(), threads=0).run
             agreed = parity(reference, predict, samples, precision)
-            exact, metrics = metrics, _measured(predict, judged, draft)
+            exact, metrics = metrics, _measured(predict, splits, draft)
             require_as_good(exact, metrics)
         calibration = Calibration(
             temperature=round(float(served.temperature), 4),
@@ -97,12 +97,12 @@ def export(
     return card
 
 
-def _measured(predict: Predict, judged: dict[str, list[Example]], card: ModelCard) -> list[Metric]:
-    """The metrics of every split that is judged."""
+def _measured(predict: Predict, splits: dict[str, list[Example]], card: ModelCard) -> list[Metric]:
+    """The metrics of every evaluated split."""
     return [
         metric
-        for split, examples in judged.items()
-        for metric in TASKS[card.task].judge(predict, examples, len(card.categories), split).metrics
+        for split, examples in splits.items()
+        for metric in TASKS[card.task].evaluate(predict, examples, len(card.categories), split).metrics
     ]
 
 

@@ -41,13 +41,13 @@ class Recipe:
     label_smoothing: float = 0.0
     average_decay: float = 0.999  # of the moving average of the weights, which is what is evaluated and exported
     auxiliary_weight: float = 0.4  # of the loss of the second segmentation head (Zhao et al. 2017, section 3.3)
-    rare_counts: float | None = None  # segmentation: c of a category's weight 1 / ln(c + its share of the pixels)
+    weighting_constant: float | None = None  # segmentation: c of the loss weights 1 / ln(c + share of pixels)
     crop: tuple[int, int] | None = None  # segmentation trains on random crops of this (height, width)
     ignore_index: int = _VOID  # segmentation: the mask value that means void
     views: int = 1  # pictures: 6 answers with the mean over six views, at six times the cost
     cut_out: int = 0  # pixels: side of the square that is cut out of each picture
     mixup: float = 0.0  # share of the sounds that are mixed with another (between-class learning)
-    turns_motion: bool = False  # clips are mirrored, turned and reversed, and their labels changed to match
+    flips_motion: bool = False  # clips are mirrored, turned and reversed, and their labels changed to match
     seed: int = 1
 
 
@@ -157,7 +157,7 @@ SEGMENT = Recipe(
     weight_decay=2e-2,
     palette=CAMVID_PALETTE,
     average_decay=0.997,
-    rare_counts=1.1,
+    weighting_constant=1.1,
     crop=(240, 320),
 )
 
@@ -219,7 +219,7 @@ VIDEO = Recipe(
         "roll counter-clockwise",
         "shake",
     ),
-    turns_motion=True,
+    flips_motion=True,
     label_smoothing=0.05,
     average_decay=0.995,
 )

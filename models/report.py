@@ -23,14 +23,14 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from models import figures
-from models.datasets import Example, judged_splits
+from models.datasets import Example, evaluated_splits
 from models.evaluate import FAILURES, data_folder, read_model
 from models.figures import Bin, Heading
 from models.metrics import CALIBRATION_ERROR, SHARES, bin_index, show
 from models.options import add_data
 from models.runs import Run
 from models.tasks import TASKS, load_or_exit
-from models.tasks.task import Judgement, Predict, TrainingTask
+from models.tasks.task import Evaluation, Predict, TrainingTask
 from service.repository.card import Colour, Metric, ModelCard, Preprocess
 
 _BINS = 15  # of confidence, as for the calibration error
@@ -49,7 +49,7 @@ class Subject(NamedTuple):
     facts: dict[str, Any]
     history: Sequence[dict[str, float]] = ()
     epochs_done: int = 0
-    watched: str = ""  # the files that the history's metrics are of
+    evaluated_on: str = ""  # the files that the history's metrics are of
 
 
 def of_run(run: Run) -> Subject:
@@ -62,8 +62,8 @@ def of_run(run: Run) -> Subject:
         "hardware": run.hardware,
     }
     described = recipe.name, recipe.source.name, TASKS[recipe.task], run.categories, recipe.preprocess, recipe.palette
-    watched = "validation" if "val" in run.splits else "training files"
-    return Subject(*described, facts, run.history, run.epochs_done, watched)
+    evaluated_on = "validation" if "val" in run.splits else "training files"
+    return Subject(*described, facts, run.history, run.epochs_done, evaluated_on)
 
 
 def of_card(card: ModelCard) -> Subject:
@@ -74,33 +74,39 @@ def of_card(card: ModelCard) -> Subject:
 def write_report(
     subject: Subject, predict: Predict, examples: Sequence[Example], split: str, folder: Path
 ) -> list[Metric]:
-    """Judges ``predict`` on ``examples``, writes the report into ``folder``, and returns the metrics.
+    """Evaluates ``predict`` on ``examples``, writes the report into ``folder``, and returns the metrics.
 
     Raises ``DatasetError`` where there is nothing to compare with: masks that are void everywhere.
     """
-    judgement = subject.task.judge(predict, examples, len(subject.categories), split)
-    bins = calibration_bins(judgement.confidence, judgement.correct)
+    evaluation = subject.task.evaluate(predict, examples, len(subject.categories), split)
+    bins = calibration_bins(evaluation.confidence, evaluation.correct)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "metrics.json").write_text(_json(_content(subject, judgement, split, bins)), encoding="utf-8")
+    (folder / "metrics.json").write_text(_json(_content(subject, evaluation, split, bins)), encoding="utf-8")
     place = f"{subject.dataset}, {len(examples):,} files of {split}"
 
     def draw(name: str, figure: Callable[..., Figure], title: str, note: str, *drawn: Any) -> None:
         figures.draw(folder / f"{name}.png", figure, Heading(f"{subject.name}: {title}", note), *drawn)
 
     samples = subject.task.sample_figure(
-        predict, examples, judgement, subject.categories, subject.preprocess, subject.palette
+        predict, examples, evaluation, subject.categories, subject.preprocess, subject.palette
     )
     draw("samples", samples.figure, "samples", f"{place}; {samples.note}", *samples.arguments)
-    said = [_said(metric) for metric in judgement.metrics]
+    said = [_formatted(metric) for metric in evaluation.metrics]
     measured = f"{place}: {', '.join(said[:2])}"
-    draw("confusion", figures.confusion_matrix, "confusion matrix", measured, judgement.confusion, subject.categories)
+    draw("confusion", figures.confusion_matrix, "confusion matrix", measured, evaluation.confusion, subject.categories)
     draw("reliability", figures.reliability, said[-1], place, bins, subject.task.unit)
     if subject.history:
         first = subject.epochs_done - len(subject.history) + 1
         draw(
-            "curves", figures.curves, "training", f"{place}: {', '.join(said)}", subject.history, first, subject.watched
+            "curves",
+            figures.curves,
+            "training",
+            f"{place}: {', '.join(said)}",
+            subject.history,
+            first,
+            subject.evaluated_on,
         )
-    return judgement.metrics
+    return evaluation.metrics
 
 
 def calibration_bins(confidence: NDArray[np.floating], correct: NDArray[np.bool_]) -> list[Bin]:
@@ -114,16 +120,16 @@ def calibration_bins(confidence: NDArray[np.floating], correct: NDArray[np.bool_
     ]
 
 
-def _content(subject: Subject, judgement: Judgement, split: str, bins: Sequence[Bin]) -> dict[str, Any]:
+def _content(subject: Subject, evaluation: Evaluation, split: str, bins: Sequence[Bin]) -> dict[str, Any]:
     return {
         "name": subject.name,
         "task": subject.task.name,
         "dataset": subject.dataset,
         "split": split,
-        "files": judgement.metrics[0].samples,
-        "metrics": {metric.name: metric.value for metric in judgement.metrics},
-        "categories": _per_category(judgement.confusion, subject.categories, subject.task.unit),
-        "confusion": judgement.confusion.tolist(),  # truth by row, answer by column
+        "files": evaluation.metrics[0].samples,
+        "metrics": {metric.name: metric.value for metric in evaluation.metrics},
+        "categories": _per_category(evaluation.confusion, subject.categories, subject.task.unit),
+        "confusion": evaluation.confusion.tolist(),  # truth by row, answer by column
         "calibration": [_finite(each._asdict()) for each in bins],
         "history": list(subject.history),
         **subject.facts,
@@ -145,7 +151,7 @@ def _finite(row: dict[str, float]) -> dict[str, float | None]:
     return {name: round(value, 4) if np.isfinite(value) else None for name, value in row.items()}
 
 
-def _said(metric: Metric) -> str:
+def _formatted(metric: Metric) -> str:
     return f"{metric.name} {metric.value:.1%}" if metric.name in _PERCENT else f"{metric.name} {metric.value:.3f}"
 
 
@@ -182,7 +188,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("folder", type=Path, help="a run folder, or <repository>/<name>/<version>")
     add_data(parser)
     parser.add_argument("--split", help="default: test, or val or train where there is none")
-    parser.add_argument("--limit", type=_number, help="judge so many files of the split at most, evenly spaced")
+    parser.add_argument("--limit", type=_number, help="evaluate at most so many files of the split, evenly spaced")
     parser.add_argument(
         "--to", type=Path, help="default: the run's folder, or runs/NAME-VERSION, and report-SPLIT in it"
     )
@@ -190,7 +196,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         model = read_model(arguments.folder)
         data = data_folder(arguments.data, model)
-        split = arguments.split or judged_splits(data)[0]
+        split = arguments.split or evaluated_splits(data)[0]
         if isinstance(model.source, Run):
             subject, home = of_run(model.source), arguments.folder
         else:

@@ -18,7 +18,7 @@ from models.tasks.task import TrainingError
 CHECKPOINT = "checkpoint.pt"
 # Fields of a recipe that options of the command change.
 RECORDED = ("architecture", "epochs", "batch_size", "peak_rate", "seed", "views", "ignore_index")
-SPARED = 100  # files; of fewer, each is needed to learn from
+LEAST_TO_HOLD_OUT = 100  # files; of fewer, each is needed to learn from
 _HELD_OUT = 1000  # files are enough to calibrate on
 
 
@@ -115,8 +115,8 @@ def split_examples(data: Path, recipe: Recipe, categories: tuple[str, ...]) -> t
 
 
 def held_out_indices(files: int) -> range:
-    """Which of so many files of train are held out where there is no val."""
-    if files < SPARED:
+    """Indices of the files of train that are held out where there is no val."""
+    if files < LEAST_TO_HOLD_OUT:
         return range(0)
     every = min(50, max(10, files // _HELD_OUT))
     return range(every // 2, files, every)

@@ -29,8 +29,8 @@ from models.recipes import RECIPES, Recipe, Source
 from models.report import of_run, write_report
 from models.runs import (
     CHECKPOINT,
+    LEAST_TO_HOLD_OUT,
     RECORDED,
-    SPARED,
     Run,
     build_network,
     held_out_indices,
@@ -46,7 +46,7 @@ _FEW_STEPS = 100  # with fewer, a network that starts from random weights has ha
 
 def train(recipe: Recipe, data: Path, folder: Path, report: Path | None = None) -> Run:
     """Trains ``recipe`` on ``data`` until its last epoch, from the checkpoint in ``folder`` if there is one; then
-    writes a report into the folder ``report``, on the files that the epochs were judged on.
+    writes a report into the folder ``report``, on the files that the epochs were evaluated on.
 
     Raises ``DatasetError`` for the data, and ``TrainingError`` where recipe, data and checkpoint do not go together.
     """
@@ -71,19 +71,19 @@ def train(recipe: Recipe, data: Path, folder: Path, report: Path | None = None) 
     elif (steps := trainer.schedule.total_steps) < _FEW_STEPS:
         warn(f"{len(examples)} files make {steps} steps in all, which is few: state more --epochs or less --batch-size")
     run = trainer.run(splits, data.resolve())
-    judged, split = (held_out, "val") if held_out else (examples, "train")
+    evaluated, split = (held_out, "val") if held_out else (examples, "train")
     while trainer.epochs_done < recipe.epochs:
         trainer.epoch()
         served = trainer.run(splits).served().to(device)
         run = trainer.run(splits, data.resolve())  # after served(), which draws weights from torch's generator
         run.save(folder)
-        metrics = task.judge(torch_predict(served, device), judged, len(categories), split).metrics
+        metrics = task.evaluate(torch_predict(served, device), evaluated, len(categories), split).metrics
         run.history[-1] |= {metric.name: metric.value for metric in metrics}
         run.save(folder)
         loss = f"training loss {run.history[-1]['training loss']:.3f}"
         print(f"epoch {run.epochs_done}/{recipe.epochs}: {loss}, {show(metrics)}; {_time_left(run)}", flush=True)
     if report:
-        write_report(of_run(run), torch_predict(run.served().to(device), device), judged, split, report)
+        write_report(of_run(run), torch_predict(run.served().to(device), device), evaluated, split, report)
     return run
 
 
@@ -100,8 +100,8 @@ def _warn_of_data(
         warn(f"no file of {data}/train shows {', '.join(map(repr, missing))}: no model can learn it from this data")
     if not held_out:
         warn(
-            f"{data} has no val, and train holds {len(examples)} files, of which none are held out below {SPARED}: "
-            "the figures of each epoch are of the very files that are learnt from, and scores will not be calibrated"
+            f"{data} has no val, and train holds {len(examples)} files, too few to hold any out ({LEAST_TO_HOLD_OUT}): "
+            "each epoch is evaluated on its training files, and scores will not be calibrated"
         )
 
 
@@ -151,7 +151,7 @@ def adapted(recipe: Recipe, data: Path, arguments: argparse.Namespace) -> Recipe
     own = name != recipe.source.folder
     if own:
         source = Source(name, name, "a folder of one's own", "not stated")
-        changed |= {"source": source, "categories": None, "turns_motion": False}
+        changed |= {"source": source, "categories": None, "flips_motion": False}
         changed.setdefault("views", 1)
     if "architecture" in changed and changed["architecture"] != recipe.architecture:
         changed["options"] = {}

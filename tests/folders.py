@@ -47,7 +47,7 @@ _SMALL: dict[str, dict[str, Any]] = {
         "options": {"widths": (4, 4, 8, 8)},
         "preprocess": VideoPreprocess(frame_rate_hz=8, frames=8, hop_seconds=0.5, shorter_side=32, size=(32, 32)),
         "peak_rate": 2e-2,
-        "turns_motion": False,
+        "flips_motion": False,
     },
 }
 

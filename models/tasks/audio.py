@@ -30,7 +30,7 @@ class AudioTraining(LabelledTask):
         categories: tuple[str, ...],
         generator: torch.Generator,
     ) -> tuple[Tensor, Tensor]:
-        samples = augment.disturb_sound(samples, generator)
+        samples = augment.augment_sound(samples, generator)
         if recipe.mixup:
             return augment.mix_sounds(samples, targets, len(categories), generator, recipe.mixup)
         return samples, targets

@@ -17,8 +17,8 @@ from models.datasets import (
     DatasetError,
     Example,
     category_folders,
+    evaluated_splits,
     files_of,
-    judged_splits,
     labelled_files,
     load_labelled,
     some_names,
@@ -30,7 +30,7 @@ from models.progress import progress
 from models.recipes import Recipe
 from models.tasks.task import (
     CalibrationLogits,
-    Judgement,
+    Evaluation,
     Predict,
     Randomness,
     SampleFigure,
@@ -67,7 +67,7 @@ class LabelledTask(TrainingTask):
 
     @abstractmethod
     def picture_note(self, preprocess: Any) -> str:
-        """What such a picture shows, in a few words."""
+        """A few words on what such a picture shows."""
 
     # Data
 
@@ -88,7 +88,7 @@ class LabelledTask(TrainingTask):
     def check_data(self, data: Path, categories: tuple[str, ...]) -> list[str]:
         learnt = category_folders(data / "train")
         warnings = []
-        for split in dict.fromkeys(("train", "val", *judged_splits(data))):
+        for split in dict.fromkeys(("train", "val", *evaluated_splits(data))):
             if not (data / split).is_dir():
                 continue
             if foreign := sorted(set(category_folders(data / split)) - set(learnt)):
@@ -133,14 +133,14 @@ class LabelledTask(TrainingTask):
 
     # Evaluation, calibration and report
 
-    def judge(
+    def evaluate(
         self, predict: Predict, examples: Sequence[Example], categories: int, split: str, batch_size: int = 64
-    ) -> Judgement:
+    ) -> Evaluation:
         probabilities = file_probabilities(predict, examples, batch_size)
         targets = targets_of(examples)
         answers = probabilities.argmax(axis=1)
         confusion = np.bincount(targets * categories + answers, minlength=categories**2)
-        return Judgement(
+        return Evaluation(
             metrics=classification_metrics(probabilities, targets, split),
             confusion=confusion.reshape(categories, categories),
             confidence=probabilities.max(axis=1),
@@ -165,14 +165,14 @@ class LabelledTask(TrainingTask):
         self,
         predict: Predict,
         examples: Sequence[Example],
-        judgement: Judgement,
+        evaluation: Evaluation,
         categories: tuple[str, ...],
         preprocess: Any,
         palette: tuple[Colour, ...] | None,
     ) -> SampleFigure:
         """The wrong answers of the highest confidence, and a random choice of the correct ones."""
-        targets, answers, confidence = targets_of(examples), judgement.answers, judgement.confidence
-        wrong, correct = np.flatnonzero(~judgement.correct), np.flatnonzero(judgement.correct)
+        targets, answers, confidence = targets_of(examples), evaluation.answers, evaluation.confidence
+        wrong, correct = np.flatnonzero(~evaluation.correct), np.flatnonzero(evaluation.correct)
         most = _ROWS * figures.tile_columns(self._picture_of(examples[0], preprocess))
         worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:most]
         drawn = np.random.default_rng(0).permutation(correct)[:most]

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from models import augment, figures
 from models.architectures.fcn import Segmenter
-from models.datasets import VOID, DatasetError, Example, judged_splits, some_names
+from models.datasets import VOID, DatasetError, Example, evaluated_splits, some_names
 from models.figures import Scene
 from models.graph import Served, ServedSegmenter
 from models.masks import (
@@ -29,7 +29,7 @@ from models.progress import progress
 from models.recipes import Recipe
 from models.tasks.task import (
     CalibrationLogits,
-    Judgement,
+    Evaluation,
     Predict,
     Randomness,
     SampleFigure,
@@ -76,7 +76,7 @@ class SegmentTraining(TrainingTask):
 
     def check_data(self, data: Path, categories: tuple[str, ...]) -> list[str]:
         warnings = []
-        for split in dict.fromkeys(("train", "val", *judged_splits(data))):
+        for split in dict.fromkeys(("train", "val", *evaluated_splits(data))):
             if (data / split).is_dir():
                 masked_files(data / split)
                 if alone := masks_without_picture(data / split):
@@ -122,13 +122,13 @@ class SegmentTraining(TrainingTask):
         return torch.cat([pictures for pictures, _ in crops]), torch.cat([masks for _, masks in crops])
 
     def category_weights(self, examples: Sequence[Example], categories: int, recipe: Recipe) -> Tensor | None:
-        """1 / ln(c + share of the pixels), which raises rare categories, the less the larger c = ``rare_counts``
+        """1 / ln(c + share of the pixels), which raises rare categories, the less the larger c = ``weighting_constant``
         (Paszke et al. 2016, "ENet", section 5.2). The mean over pixels is 1."""
-        if recipe.rare_counts is None:
+        if recipe.weighting_constant is None:
             return None
         counts = _pixel_counts(examples, categories)
         shares = counts / max(counts.sum(), 1)
-        weights = 1 / np.log(recipe.rare_counts + shares)
+        weights = 1 / np.log(recipe.weighting_constant + shares)
         return torch.tensor(weights / max((weights * shares).sum(), 1e-12), dtype=torch.float32)
 
     def loss(
@@ -148,9 +148,9 @@ class SegmentTraining(TrainingTask):
 
     # Evaluation, calibration and report
 
-    def judge(
+    def evaluate(
         self, predict: Predict, examples: Sequence[Example], categories: int, split: str, batch_size: int = 64
-    ) -> Judgement:
+    ) -> Evaluation:
         """Confusion is counted over the masks at their own size, calibration over the pixels that the network sees."""
         confusion = np.zeros((categories, categories), np.int64)
         answers = PixelAnswers([], [])
@@ -165,7 +165,7 @@ class SegmentTraining(TrainingTask):
         correct = np.concatenate(answers.corrects)
         error = round(expected_calibration_error(confidences, correct), 4)
         metrics.append(Metric(name=CALIBRATION_ERROR, value=error, samples=len(examples), split=split))
-        return Judgement(metrics, confusion, confidences, correct, answers)
+        return Evaluation(metrics, confusion, confidences, correct, answers)
 
     def calibration_logits(
         self, served: Served, examples: Sequence[Example], device: torch.device
@@ -186,13 +186,13 @@ class SegmentTraining(TrainingTask):
         self,
         predict: Predict,
         examples: Sequence[Example],
-        judgement: Judgement,
+        evaluation: Evaluation,
         categories: tuple[str, ...],
         preprocess: Any,
         palette: tuple[Colour, ...] | None,
     ) -> SampleFigure:
         """Pictures from the best answer to the worst, in even steps."""
-        answers: PixelAnswers = judgement.answers
+        answers: PixelAnswers = evaluation.answers
         shares = np.array([correct.mean() if len(correct) else np.nan for correct in answers.corrects])
         best_first = np.argsort(-shares)[: np.isfinite(shares).sum()]
         chosen = best_first[np.linspace(0, len(best_first) - 1, min(_SCENES, len(best_first))).round().astype(int)]

@@ -36,7 +36,7 @@ class Randomness(NamedTuple):
         return torch.from_numpy(array).to(self.device, non_blocking=True)
 
 
-class Judgement(NamedTuple):
+class Evaluation(NamedTuple):
     """Answers to a split, compared with the truth.
 
     ``confusion`` (C, C) has the truth by row. ``confidence`` and ``correct`` (n,) have an entry for each answer that is
@@ -171,23 +171,23 @@ class TrainingTask(ABC):
     # Evaluation, calibration and report
 
     @abstractmethod
-    def judge(
+    def evaluate(
         self, predict: Predict, examples: Sequence[Example], categories: int, split: str, batch_size: int = 64
-    ) -> Judgement:
+    ) -> Evaluation:
         """Compares answers with the truth, each file answered as the service answers it."""
 
     @abstractmethod
     def calibration_logits(
         self, served: Served, examples: Sequence[Example], device: torch.device
     ) -> CalibrationLogits:
-        """What the temperature is fitted on."""
+        """Logits and truth that the temperature is fitted to."""
 
     @abstractmethod
     def sample_figure(
         self,
         predict: Predict,
         examples: Sequence[Example],
-        judgement: Judgement,
+        evaluation: Evaluation,
         categories: tuple[str, ...],
         preprocess: Any,
         palette: tuple[Colour, ...] | None,

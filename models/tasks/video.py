@@ -32,9 +32,9 @@ class VideoTraining(LabelledTask):
         categories: tuple[str, ...],
         generator: torch.Generator,
     ) -> tuple[Tensor, Tensor]:
-        if recipe.turns_motion and categories == recipe.categories:
-            samples, targets = augment.turn_motion(samples, targets, categories, generator)
-        return augment.vary_light(samples, generator), targets
+        if recipe.flips_motion and categories == recipe.categories:
+            samples, targets = augment.flip_motion(samples, targets, categories, generator)
+        return augment.jitter_colours(samples, generator), targets
 
     def picture(self, sample: NDArray[Any], preprocess: VideoPreprocess) -> Picture:
         return figures.film_strip(sample)

@@ -12,7 +12,7 @@ from models.datasets import (
     DatasetError,
     Example,
     category_folders,
-    judged_splits,
+    evaluated_splits,
 )
 from models.masks import load_masked, placed_mask, read_categories
 from models.tasks import TASKS
@@ -177,12 +177,12 @@ def test_a_category_that_the_model_does_not_know_is_named(tmp_path: Path) -> Non
         (("train", "test-film", "test", "testing", ".test-hidden"), ("test", "test-film")),
     ],
 )
-def test_a_model_is_judged_on_the_test_splits_or_the_best_there_is(
+def test_a_model_is_evaluated_on_the_test_splits_or_the_best_there_is(
     tmp_path: Path, splits: tuple[str, ...], judged: tuple[str, ...]
 ) -> None:
     for split in splits:
         (tmp_path / split).mkdir()
-    assert judged_splits(tmp_path) == judged
+    assert evaluated_splits(tmp_path) == judged
 
 
 # Scenes with masks

@@ -33,10 +33,10 @@ def echo(samples: Samples) -> list[Outputs]:
     return [(sample, np.ones(sample.shape, np.float32)) for sample in samples]
 
 
-def judged(
+def metrics_of(
     task: str, predict: Any, examples: list[Example], categories: int, split: str, **options: Any
 ) -> list[Metric]:
-    return TASKS[task].judge(predict, examples, categories, split, **options).metrics
+    return TASKS[task].evaluate(predict, examples, categories, split, **options).metrics
 
 
 def scene(truth: list[list[int]], answer: list[list[int]]) -> Example:
@@ -66,7 +66,7 @@ def test_a_truth_that_was_ruled_out_costs_much_but_not_infinitely() -> None:
 
 def test_metrics_say_on_how_many_files_of_which_split() -> None:
     examples = [Example([np.array([0.9, 0.1], np.float32)], np.ones(1), 0)] * 3
-    metrics = judged("classify", echo, examples, 2, "val")
+    metrics = metrics_of("classify", echo, examples, 2, "val")
     assert {(metric.samples, metric.split) for metric in metrics} == {(3, "val")}
     assert (
         show(metrics) == "accuracy 1.0000 on 3 of val, negative log likelihood 0.1054 on 3 of val, "
@@ -80,7 +80,7 @@ def test_a_files_windows_are_weighted_as_the_service_does_it() -> None:
     # By hand: (3.6 + 0.2 + 0.3) / 6 = 0.6833 for the first; unweighted it would be 0.4667.
     served = weighted_mean(windows, weights)
     assert served[0] == pytest.approx(0.68333, abs=1e-5)
-    metrics = judged("audio", echo, [Example(list(windows), weights, 0)], 2, "test")
+    metrics = metrics_of("audio", echo, [Example(list(windows), weights, 0)], 2, "test")
     assert values(metrics) == {
         "accuracy": 1.0,
         "negative log likelihood": pytest.approx(-np.log(float(served[0])), abs=5e-5),
@@ -103,7 +103,7 @@ def test_windows_stay_with_their_file_however_they_are_batched(batch_size: int) 
         Example([two, two], np.ones(2), 1),
         Example([one], np.ones(1), 1),
     ]
-    metrics = judged("video", predict, examples, 2, "test", batch_size=batch_size)
+    metrics = metrics_of("video", predict, examples, 2, "test", batch_size=batch_size)
     assert values(metrics)["accuracy"] == 0.75
     assert sum(sizes) == 7 and max(sizes) <= batch_size
 
@@ -115,7 +115,7 @@ def test_miou_and_pixel_accuracy_are_those_of_the_hand_computed_example() -> Non
     truth = [[0, 0, 1, 1], [0, 2, 1, VOID]]
     answer = [[0, 1, 1, 1], [0, 2, 2, 0]]
     # Without the void pixel: category 0 has 2 right of a union of 3, 1 has 2 of 4, 2 has 1 of 2. Right are 5 of 7.
-    found = values(judged("segment", echo, [scene(truth, answer)], 3, "test"))
+    found = values(metrics_of("segment", echo, [scene(truth, answer)], 3, "test"))
     assert found == {
         "mIoU": round((2 / 3 + 2 / 4 + 1 / 2) / 3, 4),
         "pixel accuracy": round(5 / 7, 4),
@@ -126,15 +126,15 @@ def test_miou_and_pixel_accuracy_are_those_of_the_hand_computed_example() -> Non
 def test_a_category_absent_from_truth_and_answer_has_no_part_in_the_mean() -> None:
     example = scene([[0, 0, 3, 3]], [[0, 3, 3, 3]])
     # Of five categories, 1, 2 and 4 occur nowhere: the mean of 1/2 and 2/3.
-    assert values(judged("segment", echo, [example], 5, "test"))["mIoU"] == round((1 / 2 + 2 / 3) / 2, 4)
+    assert values(metrics_of("segment", echo, [example], 5, "test"))["mIoU"] == round((1 / 2 + 2 / 3) / 2, 4)
 
 
 def test_a_category_that_is_only_in_the_answer_counts_as_0() -> None:
-    assert values(judged("segment", echo, [scene([[0, 0]], [[0, 1]])], 2, "test"))["mIoU"] == 0.25
+    assert values(metrics_of("segment", echo, [scene([[0, 0]], [[0, 1]])], 2, "test"))["mIoU"] == 0.25
 
 
 def test_what_is_answered_on_void_does_not_count() -> None:
-    assert values(judged("segment", echo, [scene([[0, VOID]], [[0, 1]])], 2, "test")) == {
+    assert values(metrics_of("segment", echo, [scene([[0, VOID]], [[0, 1]])], 2, "test")) == {
         "mIoU": 1.0,
         "pixel accuracy": 1.0,
         "expected calibration error": 0.0,
@@ -145,7 +145,7 @@ def test_pixels_are_counted_over_the_whole_split_not_averaged_over_pictures() ->
     large = scene([[0] * 9 + [1]], [[0] * 9 + [1]])
     small = scene([[1, 1]], [[0, 0]])
     # Category 0: 9 right of a union of 11; category 1: 1 of 3. By picture, the mean would be 0.5.
-    found = values(judged("segment", echo, [large, small], 2, "test"))
+    found = values(metrics_of("segment", echo, [large, small], 2, "test"))
     assert found == {
         "mIoU": round((9 / 11 + 1 / 3) / 2, 4),
         "pixel accuracy": round(10 / 12, 4),
@@ -155,7 +155,7 @@ def test_pixels_are_counted_over_the_whole_split_not_averaged_over_pictures() ->
 
 def test_masks_that_are_void_everywhere_are_refused() -> None:
     with pytest.raises(DatasetError, match="the masks of test are void everywhere"):
-        judged("segment", echo, [scene([[VOID, VOID]], [[0, 1]])], 2, "test")
+        metrics_of("segment", echo, [scene([[VOID, VOID]], [[0, 1]])], 2, "test")
 
 
 def test_an_answer_is_cut_to_the_picture_and_scaled_to_its_own_size() -> None:

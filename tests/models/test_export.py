@@ -232,8 +232,8 @@ def test_pytorch_and_onnx_have_the_same_metrics_by_the_same_code(published: Publ
     card = published.card
     examples = TASKS[card.task].load(published.data, "test", card.categories, card.preprocess)
     reference = torch_predict(published.run.served(), torch.device("cpu"))
-    by_torch = TASKS[card.task].judge(reference, examples, len(card.categories), "test").metrics
-    by_onnx = TASKS[card.task].judge(published.engine().run, examples, len(card.categories), "test").metrics
+    by_torch = TASKS[card.task].evaluate(reference, examples, len(card.categories), "test").metrics
+    by_onnx = TASKS[card.task].evaluate(published.engine().run, examples, len(card.categories), "test").metrics
     assert [metric.name for metric in by_torch] == [metric.name for metric in by_onnx]
     for ours, theirs, stated in zip(by_torch, by_onnx, card.metrics, strict=True):
         assert ours.value == pytest.approx(theirs.value, abs=2e-4)

@@ -59,7 +59,7 @@ def colours(path: Path) -> dict[tuple[int, ...], int]:
     return {colour: count for count, colour in found}
 
 
-# What is judged
+# Metrics
 
 
 def answering(probabilities: Sequence[Sequence[float]]) -> tuple[list[Example], Any]:
@@ -193,7 +193,7 @@ def test_curves_go_on_from_the_epoch_that_the_history_begins_with() -> None:
     page = drawn(figures.curves, history, 4, "validation")
     loss, right = page.axes
     assert [list(values) for values in cast(Any, loss.lines[0].get_data())] == [[4, 5, 6], [2.0, 1.0, 0.5]]
-    # The last epoch was stopped before it was judged.
+    # The last epoch was stopped before it was evaluated.
     assert [text.get_text() for text in cast(Any, right.get_legend()).get_texts()] == ["validation, accuracy: 70.0%"]
 
 

@@ -309,7 +309,7 @@ def test_a_batch_that_is_all_void_does_not_spoil_the_weights() -> None:
 
 def test_void_and_the_auxiliary_head_count_as_stated() -> None:
     """By hand: the mean over known pixels of -log softmax, and 0.4 of the same by the second head."""
-    recipe = small_recipe("segment", auxiliary_weight=0.4, rare_counts=None)
+    recipe = small_recipe("segment", auxiliary_weight=0.4, weighting_constant=None)
     trainer = Trainer(recipe, SCENE, examples_of_two_shapes(2), CPU)
     trainer.network.eval()  # no dropout
     assert isinstance(trainer.network, Segmenter)
@@ -336,7 +336,7 @@ def test_pixels_of_rare_categories_count_for_more() -> None:
     mask = np.zeros((10, 11), np.uint8)
     mask[:, 0], mask[:, 1] = VOID, 1
     example = Example([np.zeros((10, 10, 3), np.uint8)], np.ones(1), mask, Region(0, 0, 10, 11))
-    trainer = Trainer(small_recipe("segment", rare_counts=1.1), SCENE, [example], CPU)
+    trainer = Trainer(small_recipe("segment", weighting_constant=1.1), SCENE, [example], CPU)
     assert trainer.weights is not None
     assert trainer.weights.tolist() == pytest.approx([1.4427 / 1.8469, 5.4848 / 1.8469], rel=1e-3)
 
@@ -364,11 +364,11 @@ def test_motion_is_turned_only_where_the_categories_are_the_recipes(monkeypatch:
         turned.append(len(samples))
         return samples, targets
 
-    monkeypatch.setattr("models.augment.turn_motion", turn)
+    monkeypatch.setattr("models.augment.flip_motion", turn)
     clip = np.zeros((8, 32, 32, 3), np.uint8)
     assert VIDEO.categories is not None
     for categories in (VIDEO.categories, ("pan left", "static")):
-        recipe = small_recipe("video", turns_motion=True, categories=VIDEO.categories)
+        recipe = small_recipe("video", flips_motion=True, categories=VIDEO.categories)
         trainer = Trainer(recipe, categories, [Example([clip], np.ones(1), 0)] * 3, CPU)
         list(trainer.batches())
     assert turned == [3]
@@ -425,7 +425,7 @@ def test_the_bundled_data_keeps_its_name_and_categories(tmp_path: Path) -> None:
 def test_ones_own_folder_gives_its_own_name(tmp_path: Path, place: str) -> None:
     recipe = adapted(VIDEO, Path(f"{tmp_path}/{place}"), options())
     assert (recipe.source.name, recipe.source.folder) == ("pets", "pets")
-    assert (recipe.categories, recipe.turns_motion) == (None, False)
+    assert (recipe.categories, recipe.flips_motion) == (None, False)
 
 
 def test_the_folder_that_one_stands_in_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -552,17 +552,17 @@ def test_masks_without_a_picture_are_named(
     assert "train/masks holds 1 masks without a picture, which are not read: lost.png" in capsys.readouterr().err
 
 
-def test_judging_on_the_training_files_is_told(
+def test_evaluation_on_the_training_files_is_told(
     tmp_path: Path, folders: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     train(small_recipe("classify", epochs=1), folders["classify"], tmp_path / "few")
     told = capsys.readouterr().err
-    assert "train holds 12 files, of which none are held out below 100" in told
-    assert "the figures of each epoch are of the very files that are learnt from" in told
+    assert "train holds 12 files, too few to hold any out (100)" in told
+    assert "each epoch is evaluated on its training files" in told
     write_pictures(tmp_path / "data" / "train", each=2)
     write_pictures(tmp_path / "data" / "val", each=2, seed=1)
     train(small_recipe("classify", epochs=1), tmp_path / "data", tmp_path / "with val")
-    assert "very files" not in capsys.readouterr().err
+    assert "training files" not in capsys.readouterr().err
 
 
 # Refusals
