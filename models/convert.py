@@ -1,7 +1,9 @@
 """Export of a network to an ONNX graph, in float32 or float16, and the comparison of its outputs with PyTorch's."""
 
+import logging
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -32,8 +34,7 @@ def export_graph(served: Served, task: TrainingTask, samples: Sequence[NDArray[n
     axes: dict[int, object] = {0: torch.export.Dim("N", min=1, max=_MOST)}
     for axis, name in task.free_axes.items():
         axes[axis] = torch.export.Dim(name, min=task.smallest_free_axis, max=_MOST)
-    with warnings.catch_warnings():  # the exporter's own code, about an interface that torch is leaving
-        warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
+    with _quiet_exporter():
         torch.onnx.export(
             served.eval(),
             (batch,),
@@ -54,6 +55,20 @@ def export_graph(served: Served, task: TrainingTask, samples: Sequence[NDArray[n
         node.ClearField("doc_string")
     onnx.checker.check_model(graph, full_check=True)
     onnx.save(graph, path)
+
+
+@contextmanager
+def _quiet_exporter() -> Iterator[None]:
+    """Silences what the exporter says of itself: that torchvision is absent, and an interface deprecated."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def halve_graph(path: Path) -> None:

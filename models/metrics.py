@@ -20,7 +20,7 @@ def classification_metrics(
     likelihood = probabilities[np.arange(len(targets)), targets].clip(1e-12)
     values = {
         "accuracy": float(correct.mean()),
-        "negative log likelihood": float(-np.log(likelihood).mean()),
+        "negative log likelihood": abs(float(np.log(likelihood).mean())),  # never -0.0
         CALIBRATION_ERROR: expected_calibration_error(probabilities.max(axis=1), correct),
     }
     return [
