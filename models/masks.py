@@ -59,7 +59,7 @@ def read_categories(folder: Path) -> tuple[str, ...]:
         raise DatasetError(f"{path} is missing: one category a line, in the order of the mask values")
     names = tuple(line.strip() for line in path.read_text(encoding="utf-8-sig").rstrip().splitlines())
     if not 1 <= len(names) <= VOID:
-        raise DatasetError(f"{path} names {len(names)} categories; 1 to {VOID} can be told apart in a mask")
+        raise DatasetError(f"{path} names {len(names)} categories; a mask holds 1 to {VOID}")
     if "" in names:
         line = names.index("")
         raise DatasetError(

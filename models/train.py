@@ -7,8 +7,8 @@ one that was not, on the same hardware.
 
 A run can be given more epochs, finished or not: the same command with a larger ``--epochs``. The one cycle of the
 learning rate (Smith 2018) is then stretched over all epochs and entered at the epoch that the run has reached. A
-finished run of 10 epochs that is given 20 goes on at the middle of the longer cycle, so its rate rises again before it
-falls (a warm restart, Loshchilov & Hutter 2017); one that is given 11 goes on at a rate near its lowest.
+finished run of 10 epochs that is given 20 continues in the middle of the longer cycle: its rate rises again before it
+falls (a warm restart, Loshchilov & Hutter 2017). One that is given 11 continues near the lowest rate.
 """
 
 import argparse
@@ -57,14 +57,7 @@ def train(recipe: Recipe, data: Path, folder: Path, report: Path | None = None) 
     begun = Run.load(folder) if (folder / CHECKPOINT).is_file() else None
     if begun:
         require_same(begun, recipe, categories, folder, more_epochs=True)
-    for message in task.check_data(data, categories):
-        warn(message)
-    _require_fit(recipe, len(categories), _learnt_files(recipe, data, categories))
-    examples, held_out = split_examples(data, recipe, categories)
-    splits = {"train": len(examples)} | ({"val": len(held_out)} if held_out else {})
-    if (data / "test").is_dir():
-        splits["test"] = len(task.files(data / "test", categories))
-    _warn_of_data(recipe, data, categories, examples, held_out)
+    examples, held_out, splits = _checked_examples(recipe, data, categories)
     trainer = Trainer(recipe, categories, examples, device)
     if begun:
         _resume(trainer, begun, splits, data, folder)
@@ -87,22 +80,31 @@ def train(recipe: Recipe, data: Path, folder: Path, report: Path | None = None) 
     return run
 
 
-def _learnt_files(recipe: Recipe, data: Path, categories: tuple[str, ...]) -> int:
-    """The number of files in train that are not held out."""
-    files = len(TASKS[recipe.task].files(data / "train", categories))
-    return files if (data / "val").is_dir() else files - len(held_out_indices(files))
+def _checked_examples(
+    recipe: Recipe, data: Path, categories: tuple[str, ...]
+) -> tuple[list[Example], list[Example], dict[str, int]]:
+    """Examples to learn from, held-out examples, and the number of files in each split.
 
-
-def _warn_of_data(
-    recipe: Recipe, data: Path, categories: tuple[str, ...], examples: list[Example], held_out: list[Example]
-) -> None:
-    if missing := TASKS[recipe.task].missing_categories(examples, categories):
+    Warns of data that may train silently wrong. Raises ``DatasetError``, and ``TrainingError`` for a network that does
+    not suit the data, before anything is decoded.
+    """
+    task = TASKS[recipe.task]
+    for message in task.check_data(data, categories):
+        warn(message)
+    files = len(task.files(data / "train", categories))
+    _require_fit(recipe, len(categories), files if (data / "val").is_dir() else files - len(held_out_indices(files)))
+    examples, held_out = split_examples(data, recipe, categories)
+    if missing := task.missing_categories(examples, categories):
         warn(f"no file of {data}/train shows {', '.join(map(repr, missing))}: no model can learn it from this data")
     if not held_out:
         warn(
-            f"{data} has no val, and train holds {len(examples)} files, too few to hold any out ({LEAST_TO_HOLD_OUT}): "
+            f"{data} has no val, and train holds {files} files, too few to hold any out ({LEAST_TO_HOLD_OUT}): "
             "each epoch is evaluated on its training files, and scores will not be calibrated"
         )
+    splits = {"train": len(examples)} | ({"val": len(held_out)} if held_out else {})
+    if (data / "test").is_dir():
+        splits["test"] = len(task.files(data / "test", categories))
+    return examples, held_out, splits
 
 
 def _resume(trainer: Trainer, begun: Run, splits: dict[str, int], data: Path, folder: Path) -> None:

@@ -38,7 +38,7 @@ def as_csv(numbers: NDArray[np.float64]) -> bytes:
 
 
 def command(module: str, *arguments: str | Path) -> str:
-    """What ``python -m module`` prints with the task in CONVSERVE_TASKS."""
+    """The output of ``python -m module`` with the task in CONVSERVE_TASKS."""
     done = subprocess.run(
         [sys.executable, "-m", module, *map(str, arguments)],
         cwd=ROOT,

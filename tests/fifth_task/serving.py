@@ -18,7 +18,7 @@ MAX_NUMBERS = 100_000
 
 
 class SeriesPreprocess(Preprocess):
-    """From a series of any length to one sample (1, T) float32, interpolated to ``length`` numbers."""
+    """One sample (1, T) float32 of a series of any length, interpolated to ``length`` numbers."""
 
     media: Literal["series"] = "series"
     length: Annotated[int, Field(ge=8, le=4096)]

@@ -123,7 +123,7 @@ def spelled(pictures: Tensor) -> Tensor:
 
 
 def uniform(masks: Tensor) -> Tensor:
-    """Where a mask's 3x3 neighbourhood is of one category: beside an edge, the picture's colours mix."""
+    """Pixels whose 3x3 neighbourhood has one category: beside an edge, the picture's colours mix."""
     around = masks.unfold(1, 3, 1).unfold(2, 3, 1).flatten(3)
     inner = (around == around[..., :1]).all(dim=3)
     return torch.nn.functional.pad(inner, (1, 1, 1, 1))
@@ -185,7 +185,7 @@ def tones(count: int, length: int = 4000, width: int = 150) -> Tensor:
 
 
 def test_sounds_are_shifted_by_up_to_the_stated_share_of_the_window() -> None:
-    """Where the noise is far below: the burst's energy is somewhere else by that much, and further where it is played
+    """The noise is far below, and the burst's energy is somewhere else by that much, and further where it is played
     slower, as much as 1 / 0.8."""
     disturbed = augment.augment_sound(tones(600), generator(), shift=0.2)[:, 0]
     smooth = torch.nn.functional.avg_pool1d(disturbed.square()[:, None], 301, stride=1, padding=150)[:, 0]

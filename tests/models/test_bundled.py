@@ -68,7 +68,7 @@ def test_a_sample_is_answered_the_same_alone_and_among_others(model: StoredModel
 
 
 def answer(task: str, file: str) -> Any:
-    """What the service answers by default: the task's own steps, and its default model's engine."""
+    """The service's default answer: the task's own steps, and its default model's engine."""
     (model,) = (model for model in find_models(BUNDLED)[0] if model.card.task == task and model.card.default)
     steps, card = TASKS[task], model.card
     parameters = steps.parameters()

@@ -40,7 +40,7 @@ def data(tmp_path: Path) -> Path:
 
 
 def fingerprints(fold: Fold) -> tuple[list[float], list[float]]:
-    """What is learnt from and what is held out, each file by its loudness."""
+    """The files of training and those held out, each by its loudness."""
     learnt, held_out = (
         [round(float(np.abs(example.samples[0]).max()), 3) for example in part] for part in (fold.learnt, fold.held_out)
     )

@@ -198,7 +198,7 @@ def test_categories_of_masks_are_the_lines_of_the_file_in_their_order(tmp_path: 
     [
         (None, r"categories.txt is missing: one category a line, in the order of the mask values"),
         ("\n \n", r"names 0 categories"),
-        ("\n".join(str(number) for number in range(256)), r"names 256 categories; 1 to 255"),
+        ("\n".join(str(number) for number in range(256)), r"names 256 categories; a mask holds 1 to 255"),
         ("sky\ncar\nsky\n", r"names \['sky'\] more than once"),
         ("sky\n\ncar\n", r"line 2 is blank; .*remove the line, or name the category of mask value 1"),
         ("\nsky\ncar\n", r"line 1 is blank; .*mask value 0"),

@@ -1,4 +1,4 @@
-"""From a run to a published model: the graph answers like PyTorch, at any batch, and carries all it needs, no more."""
+"""Export of a run to a published model: the graph answers like PyTorch, at any batch, and carries all it needs, no more."""
 
 import json
 import shutil
@@ -98,7 +98,7 @@ def random_samples(task: str, count: int, shape: tuple[int, ...] | None = None) 
 
 
 def views(run: Run, sample: NDArray[np.generic]) -> list[tuple[float, NDArray[np.generic]]]:
-    """What the network sees of a sample, and how much of the answer hangs on it."""
+    """Views of a sample that the network runs on, and their weights."""
     if run.recipe.views == 1:
         return [(1.0, sample)]
     height, width, _ = sample.shape

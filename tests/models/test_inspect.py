@@ -305,7 +305,7 @@ def make_transparent(network: nn.Module) -> None:
 
 
 def extents(network: nn.Module, names: list[str], shape: tuple[int, ...], axis: int) -> dict[str, int]:
-    """From the first to the last step along ``axis`` whose input changes the middle of each layer's output."""
+    """Steps from the first to the last along ``axis`` whose input changes the middle of each layer's output."""
     outputs: dict[str, Tensor] = {}
     handles = [
         network.get_submodule(name).register_forward_hook(

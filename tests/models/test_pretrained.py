@@ -43,7 +43,7 @@ def seed() -> None:
 
 
 def published(folder: Path, *arguments: str | Path) -> tuple[ModelCard, Engine]:
-    """By the command line, then read from the repository as the service does."""
+    """Publishes by the command line, then reads from the repository as the service does."""
     main([*map(str, arguments), "--repository", str(folder / "repository")])
     models, refused = find_models(folder / "repository")
     assert refused == [] and len(models) == 1

@@ -1,4 +1,4 @@
-"""What torchvision publishes is what it brings itself."""
+"""Published weights, preprocessing and categories are torchvision's own."""
 
 import re
 from operator import attrgetter

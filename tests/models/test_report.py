@@ -53,7 +53,7 @@ def files(folder: Path) -> list[str]:
 
 
 def colours(path: Path) -> dict[tuple[int, ...], int]:
-    """How many pixels are of each colour."""
+    """The number of pixels of each colour."""
     with Image.open(path) as picture:
         found = cast(list[tuple[int, tuple[int, ...]]], picture.convert("RGB").getcolors(maxcolors=2**24))
     return {colour: count for count, colour in found}

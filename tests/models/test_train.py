@@ -611,7 +611,7 @@ def test_a_last_batch_too_small_to_normalise_is_refused_at_once(tmp_path: Path, 
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """What the command prints when it refuses."""
+    """The message of a command that refuses."""
     with pytest.raises(SystemExit) as stopped:
         main(list(arguments))
     assert stopped.value.code not in (0, None)
