@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
 from models.datasets import VOID, DatasetError, Example, evaluated_splits
 from models.graph import Served
@@ -61,7 +62,7 @@ class Model(NamedTuple):
 def read_model(folder: Path) -> Model:
     """The model in a run's folder or in ``<repository>/<name>/<version>``. Raises one of ``FAILURES``."""
     if (folder / CARD).is_file():
-        card = ModelCard.model_validate_json((folder / CARD).read_bytes())
+        card = read_card(folder)
         if card.task not in TASKS:
             raise TrainingError(f"the task {card.task!r} has no training side, which evaluation is part of")
         engine = Engine(card, read_graph(StoredModel(card, folder)), threads=0)
@@ -75,6 +76,15 @@ def read_model(folder: Path) -> Model:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     predict = torch_predict(run.served().to(device), device)
     return Model(predict, TASKS[recipe.task], run.categories, recipe.preprocess, run, run.data, recipe.ignore_index)
+
+
+def read_card(folder: Path) -> ModelCard:
+    """The card in a published model's folder. Raises ``ModelRefused``."""
+    try:
+        return ModelCard.model_validate_json((folder / CARD).read_bytes())
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]["msg"]
+        raise ModelRefused(str(folder), "card", f"{CARD} cannot be used: {first}") from error
 
 
 def data_folder(stated: Path | None, model: Model | Run) -> Path:

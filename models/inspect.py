@@ -14,14 +14,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor, nn
 
 from models.architectures import ARCHITECTURES
+from models.evaluate import read_card
 from models.recipes import RECIPES, Recipe
 from models.runs import CHECKPOINT, Run
 from models.tasks import TASKS, load_or_exit
 from models.tasks.task import TrainingError
+from service.errors import ModelRefused
 from service.repository.card import Complexity, Layer, ModelCard
 from service.repository.folder import BUNDLED, CARD, find_models
 
@@ -224,10 +225,7 @@ def _of_network(
 def _published(folder: Path) -> ModelCard:
     """Card of a model, by its folder or by its name (``name`` or ``name:version``) in the bundled repository."""
     if (folder / CARD).is_file():
-        try:
-            return ModelCard.model_validate_json((folder / CARD).read_bytes())
-        except ValidationError as error:
-            raise InspectionError(f"{folder / CARD} is not a card: {error.errors()[0]['msg']}") from error
+        return read_card(folder)
     models, _ = find_models(BUNDLED)
     cards = [model.card for model in models if str(folder) in (model.card.name, model.card.key)]
     if not cards:
@@ -286,7 +284,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error("--size and --categories are numbers from 1 up")
     try:
         print(report(arguments.name, arguments.size, arguments.categories))
-    except (InspectionError, TrainingError, FileNotFoundError) as error:
+    except (InspectionError, ModelRefused, TrainingError, FileNotFoundError) as error:
         raise SystemExit(f"cannot inspect: {error}") from error
 
 

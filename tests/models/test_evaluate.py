@@ -254,6 +254,13 @@ def test_a_folder_that_holds_no_model_is_named(tmp_path: Path) -> None:
         main([str(tmp_path), "--data", str(tmp_path)])
 
 
+def test_a_card_of_an_unknown_task_is_told(tmp_path: Path) -> None:
+    folder = graphs.write_model(tmp_path / "repository", "audio")
+    (folder / "card.json").write_text((folder / "card.json").read_text().replace('"task": "audio"', '"task": "smell"'))
+    with pytest.raises(SystemExit, match=r"cannot evaluate: .*card.json cannot be used: .*no task is called 'smell'"):
+        main([str(folder), "--data", str(tmp_path)])
+
+
 def test_a_model_whose_bytes_were_changed_is_refused(tmp_path: Path) -> None:
     folder = graphs.write_model(tmp_path / "repository", "audio")
     with (folder / "model.onnx").open("ab") as file:

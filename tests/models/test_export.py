@@ -1,4 +1,4 @@
-"""Export of a run to a published model: the graph answers like PyTorch, at any batch, and carries all it needs, no more."""
+"""Export of a run to a published model: the graph answers like PyTorch, at any batch, and is self-contained."""
 
 import json
 import shutil

@@ -552,7 +552,7 @@ def test_sizes_and_categories_are_counted_from_1(option: str, capsys: pytest.Cap
 
 def test_a_broken_card_is_refused_in_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "card.json").write_text("{}")
-    with pytest.raises(SystemExit, match=r"^cannot inspect: .*card\.json is not a card: Field required$"):
+    with pytest.raises(SystemExit, match=r"^cannot inspect: .*card\.json cannot be used: Field required$"):
         main([str(tmp_path)])
 
 
