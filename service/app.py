@@ -269,6 +269,6 @@ class Hosted(bentoml.Service[Any]):  # type: ignore[misc]  # it is untyped
 # Mounted as a plain function: the unknown paths of a Starlette app BentoML would answer itself, in its own form.
 @bentoml.asgi_app(mounted(API), path="/")
 class ConvServe(Worker):
-    """What BentoML serves: the worker's life, and a method for each task."""
+    """The service that BentoML hosts: a worker, with a method for each task."""
 
     vars().update({name: _bento_method(task) for name, task in TASKS.items()})

@@ -1,13 +1,13 @@
-"""Every refusal, with its HTTP status, in one table.
+"""Refusals, with their HTTP status, in one table.
 
-    request --inputs--> bytes --decode--> media --batcher--> outputs --postprocess--> answer
-       |                  |                  |                  |
-    NotFound          EmptyBody        UnsupportedMedia     QueueFull
-    MethodNotAllowed  MalformedBody    CorruptMedia         DeadlineUnmeetable
-    ModelNotFound     BodyTooLarge     MediaTooLarge        DeadlineExceeded
-    InvalidParameter  BodyTimeout                           NotReady, InternalError
+    request --read body--> bytes --decode--> media --infer--> outputs --finish--> answer
+       |                    |                 |                 |
+    NotFound           EmptyBody         UnsupportedMedia   QueueFull
+    MethodNotAllowed   MalformedBody     CorruptMedia       DeadlineUnmeetable
+    ModelNotFound      BodyTooLarge      MediaTooLarge      DeadlineExceeded
+    InvalidParameter   BodyTimeout                          NotReady, InternalError
 
-``detail`` tells the client what was wrong and what would be right. It never names a path of this machine.
+``detail`` tells the client what is wrong and what would be right. It never names a path of this machine.
 """
 
 from typing import ClassVar

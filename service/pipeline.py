@@ -90,7 +90,7 @@ class Pipeline:
             pool.shutdown(wait=False, cancel_futures=True)
 
     def would_admit(self, task: str, within: float) -> bool:
-        """Whether any model of ``task`` may answer a request ``within`` so many seconds. True where none serves it."""
+        """Returns whether any model of ``task`` may answer ``within`` so many seconds; True if there is no model."""
         models = self.registry.of(task)
         return not models or any(model.batcher.admission.would_admit(within) for model in models)
 

@@ -1,4 +1,4 @@
-"""The way of a batch through a GPU: samples -> page-locked memory -> the GPU's -> a session -> and back.
+"""Batches on a GPU: samples -> page-locked memory -> the GPU's memory -> a session -> and back.
 
 Every batch size of every shape has buffers of its own, made once. Their addresses never change, so the session is bound
 to them once, and what it did can be captured as a CUDA graph and replayed. Page-locked memory is copied by the GPU at

@@ -1,4 +1,4 @@
-"""One model on one ONNX Runtime session: checks that they fit, pads batches, warms up, runs."""
+"""The ONNX Runtime engine: one model on one session, checked against its card, padded, warmed up and run."""
 
 import dataclasses
 import functools

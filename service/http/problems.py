@@ -1,4 +1,4 @@
-"""Problem documents (RFC 9457): the one place that encodes a refusal."""
+"""Problem documents (RFC 9457): how a refusal is encoded."""
 
 from collections.abc import Iterable
 from typing import Any

@@ -1,4 +1,4 @@
-"""What the HTTP layer needs of the process it runs in."""
+"""State of the process that the HTTP layer needs."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

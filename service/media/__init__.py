@@ -1,7 +1,8 @@
 """Decoders: bytes from a client -> blocks of arrays.
 
 A file is recognised by its magic bytes, checked against the limits, then decoded. A decoder is called with bytes, a
-spec, limits and a deadline, and yields blocks: whoever iterates sets the pace, and stops it by closing the iterator.
+spec, limits and a deadline, and yields blocks: it decodes as fast as its caller iterates, and stops when the iterator
+is closed.
 Specs, limits and blocks can be pickled, so a call and each block may cross to another process.
 
 Decoders raise only ``UnsupportedMedia`` (415), ``MediaTooLarge`` (413), ``CorruptMedia`` (400) for bad input, and
@@ -17,7 +18,7 @@ NO_DEADLINE = math.inf
 
 @dataclass(frozen=True)
 class Limits:
-    """What a file may claim to be before anything of it is decoded. Each is a setting of the service."""
+    """Bounds on what a file may claim before anything of it is decoded. Each is a setting of the service."""
 
     max_pixels: int = 50_000_000
     max_frame_pixels: int = 4096 * 2160

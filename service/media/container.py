@@ -1,4 +1,4 @@
-"""Opening a stranger's sound or clip with FFmpeg, so that nothing but the given bytes is read."""
+"""FFmpeg containers of sounds and clips, opened so that nothing but the given bytes is read."""
 
 import time
 from collections.abc import Iterator
@@ -71,7 +71,7 @@ def check_duration(seconds: float, limits: Limits) -> None:
 
 
 def declared_seconds(container: av.container.InputContainer) -> float:
-    """What the header claims, 0 if nothing: good for an early refusal, and for nothing else."""
+    """Returns what the header claims, 0 if nothing: good for an early refusal alone."""
     return (container.duration or 0) / av.time_base
 
 

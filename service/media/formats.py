@@ -47,7 +47,7 @@ _WEBP_HEADER_BYTES = 30  # as far as where the size is
 
 
 def recognise(head: bytes) -> str | None:
-    """The name of the format that the first 64 bytes belong to, or None."""
+    """Returns the name of the format that the first 64 bytes belong to, or None."""
     if head.startswith((b"RIFF", b"RF64")):
         return {b"WAVE": "WAV", b"WEBP": "WebP", b"AVI ": "AVI"}.get(head[8:12])
     if head[4:8] == b"ftyp":
@@ -78,7 +78,7 @@ def recognise(head: bytes) -> str | None:
 
 
 def accepted_format(data: bytes, media: str) -> str:
-    """The format of ``data``, where ``media`` (image, audio, video) accepts it. Raises ``UnsupportedMedia``."""
+    """Returns the format of ``data`` if ``media`` (image, audio, video) accepts it. Raises ``UnsupportedMedia``."""
     found = recognise(data[:64])
     if found in _FORMATS[media]:
         return found
@@ -87,7 +87,7 @@ def accepted_format(data: bytes, media: str) -> str:
 
 
 def uses_run_lengths(data: bytes) -> bool:
-    """Whether a BMP is run-length coded, which Pillow unpacks in Python: 1 kB kept it busy for 23 seconds."""
+    """Returns whether a BMP is run-length coded: Pillow unpacks those in Python, for 23 seconds a kilobyte."""
     return data[:2] == b"BM" and int.from_bytes(data[_BMP_COMPRESSION], "little") in _BMP_RUN_LENGTHS
 
 
@@ -107,7 +107,7 @@ def webp_size(data: bytes) -> tuple[int, int]:
 
 
 def smallest_size(size: tuple[int, int], shorter_side: int) -> tuple[int, int]:
-    """The (width, height) that decoders may reduce a picture of ``size`` to, by the ``shorter_side`` that is wanted."""
+    """Returns the (width, height) that decoders may reduce a picture of ``size`` to, by ``shorter_side``."""
     scale = min(1.0, REDUCED_TO * shorter_side / min(size))
     return math.ceil(size[0] * scale), math.ceil(size[1] * scale)
 

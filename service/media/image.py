@@ -61,7 +61,7 @@ _GREY = 114  # surrounds a padded picture; about the mean of photographs
 
 @dataclass(frozen=True)
 class ImageSpec:
-    """What is asked of a picture: its shorter side in pixels, which a larger picture may come reduced to twice of.
+    """The shorter side, in pixels, that is wanted of a picture; a larger one may come reduced to twice of it.
 
     None asks for every pixel.
     """
@@ -80,7 +80,7 @@ class Picture(NamedTuple):
 
 
 class Region(NamedTuple):
-    """Where in a padded sample the picture lies, in pixels."""
+    """The part of a padded sample that is picture, in pixels."""
 
     top: int
     left: int
@@ -147,7 +147,7 @@ def _check_tiles(image: Image.Image, limits: Limits) -> None:
 
 
 def _orientation(image: Image.Image) -> int:
-    """EXIF's; 1, upright, where EXIF is missing, damaged or states none of the eight."""
+    """Returns EXIF's orientation; 1, upright, where EXIF is missing, damaged or states none of the eight."""
     try:
         stated = image.getexif().get(_ORIENTATION)
     except _DECODER_ERRORS:

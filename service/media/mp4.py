@@ -1,4 +1,4 @@
-"""What an MP4 says of its film before anything is decoded: boxes in boxes (ISO/IEC 14496-12), read without FFmpeg."""
+"""Headers of MP4 films: boxes in boxes (ISO/IEC 14496-12), read without FFmpeg before anything is decoded."""
 
 import struct
 from collections.abc import Iterator
@@ -17,7 +17,7 @@ _SIZES = struct.Struct(">4xII")  # the bytes of every frame, or 0 where a list o
 
 
 class Film(NamedTuple):
-    """What is claimed, which need not be true."""
+    """The header's claims, which need not be true."""
 
     width: int
     height: int
@@ -27,7 +27,7 @@ class Film(NamedTuple):
 
 
 def film(data: bytes) -> Film | None:
-    """What is all that an MP4 holds, in H.264, by one short index; of everything else None."""
+    """Reads an MP4 that holds one H.264 film with a short index; returns None for everything else."""
     try:
         return _film(data)
     except (ValueError, struct.error):  # a box is missing, is there twice, or is cut off

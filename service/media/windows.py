@@ -51,7 +51,7 @@ def video_windows(frames: NDArray[np.uint8], spec: VideoPreprocess) -> Windows:
 
 
 def _starts(total: int, length: int, hop: int) -> list[int]:
-    """Where windows begin: every ``hop``, and one that ends at the end."""
+    """Starts of windows: every ``hop``, and one that ends at the end."""
     starts = list(range(0, total - length + 1, hop))
     if starts[-1] + length < total:
         starts.append(total - length)
@@ -59,6 +59,6 @@ def _starts(total: int, length: int, hop: int) -> list[int]:
 
 
 def _spans(starts: list[int], length: int, rate_hz: float, seconds: float) -> list[tuple[float, float]]:
-    """Each window's beginning and end in seconds, within the ``seconds`` that were recorded."""
+    """Start and end of each window in seconds, within the ``seconds`` that were recorded."""
     ends = [min((start + length) / rate_hz, seconds) for start in starts]
     return [(round(start / rate_hz, 3), round(end, 3)) for start, end in zip(starts, ends, strict=True)]

@@ -1,4 +1,4 @@
-"""The model card: everything the service knows of a model, and all that a reader should know before using it."""
+"""The model card: all that the service knows of a model, and that a reader should know before using it."""
 
 import functools
 from abc import abstractmethod
@@ -110,7 +110,7 @@ class VideoPreprocess(Preprocess):
 
 
 class CardRules(Protocol):
-    """What a task asks of its models' cards."""
+    """Rules of a task for its models' cards."""
 
     @property
     def name(self) -> str: ...

@@ -24,7 +24,7 @@ class StoredModel(NamedTuple):
 
 
 def find_models(repository: Path) -> tuple[list[StoredModel], list[ModelRefused]]:
-    """Every model with a valid card, and what was wrong with the others. Files are read by ``read_graph``.
+    """Returns every model with a valid card, and why the others are refused. ``read_graph`` reads their files.
 
     Raises ``FileNotFoundError`` where there is no such folder.
     """
@@ -41,8 +41,11 @@ def find_models(repository: Path) -> tuple[list[StoredModel], list[ModelRefused]
 
 
 def read_graph(model: StoredModel) -> bytes:
-    """The bytes of ``model.onnx``. Raises ``ModelRefused`` if any file is not the one on the card, or if the graph
-    refers to data outside of it or to operators that ONNX Runtime does not bring."""
+    """Returns the bytes of ``model.onnx``.
+
+    Raises ``ModelRefused`` if a file is not the one on the card, or if the graph refers to data outside of it or to
+    operators that ONNX Runtime does not bring.
+    """
     for name, stated in model.card.files.items():
         if Path(name).name != name:
             raise ModelRefused(model.card.key, "card", f"{name!r} is not the name of a file in its folder")
@@ -59,23 +62,23 @@ def read_graph(model: StoredModel) -> bytes:
 
 
 def publish(card: ModelCard, graph: Path, repository: Path) -> Path:
-    """Puts a model into the repository, whole or not at all: written beside its place, then renamed into it.
+    """Puts a model into the repository, whole or not at all: written beside its folder, then renamed into it.
 
     Raises ``FileExistsError`` if this version stands there already: versions never change.
     """
-    place = repository / card.name / str(card.version)
-    if place.exists():
+    folder = repository / card.name / str(card.version)
+    if folder.exists():
         raise FileExistsError(f"{card.key} is published already; a new one needs a new version")
     staging = repository / f".{card.name}-{card.version}.{os.getpid()}"
     staging.mkdir(parents=True)
     try:
         shutil.copyfile(graph, staging / GRAPH)
         (staging / CARD).write_text(card.model_dump_json(indent=2) + "\n")
-        place.parent.mkdir(exist_ok=True)
-        staging.rename(place)
+        folder.parent.mkdir(exist_ok=True)
+        staging.rename(folder)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
-    return place
+    return folder
 
 
 def file_entry(path: Path) -> File:
@@ -90,7 +93,7 @@ def next_version(repository: Path, name: str) -> int:
 
 
 def _version_folders(repository: Path) -> Iterator[Path]:
-    """Folders whose name is a version, below folders that are not hidden (what is being published is)."""
+    """Yields the version folders of all models, but for hidden ones, which are being published."""
     for name in sorted(repository.iterdir()):
         if name.is_dir() and not name.name.startswith("."):
             yield from sorted(entry for entry in name.iterdir() if entry.is_dir() and not entry.name.startswith("."))

@@ -1,7 +1,7 @@
 """Admission control: what cannot be answered in time is refused while that is still cheap.
 
 A request counts as one sample from the start, and as more, up to a batch's worth, as far as it has them and half of the
-queue has room. The other half is kept for requests that are still to come, so a few long sounds lock nobody out; the
+queue has room. The other half is kept for requests that are still to come, so a few long sounds lock out no other; the
 further files of one request wait likewise. Only a first sample can be refused.
 
 The bound of the queue is the operator's (QUEUE_SAMPLES), or follows the measured rate: what a fast model does in a
@@ -18,7 +18,7 @@ from prometheus_client import Gauge
 from service.errors import DeadlineUnmeetable, NotReady, QueueFull
 
 # Work that may wait during overload. Media that wait longer have left the caches. The engine needs a batch beside the
-# one that runs; of media that decode slowly nobody waits longer than the second bound.
+# one that runs; requests that decode slowly wait no longer than the second bound.
 _OVERLOAD_SECONDS, _OVERLOAD_SECONDS_SLOW = 0.25, 2.0
 _SAMPLES = 256  # may wait however slow the model, and however little is known of it
 _BURST_SECONDS = 1.5  # of work in an unbounded queue; with more, impatient clients' deadlines would keep it full
@@ -131,11 +131,11 @@ class AdmissionControl:
         self.recount(0, 1)
 
     def would_admit(self, within: float) -> bool:
-        """Whether a request that must be answered ``within`` so many seconds may be admitted once its body is here."""
+        """Returns whether a request of so much time may be admitted once its body is here."""
         return self.has_room() and not self._takes_longer(self._seconds_ahead(0), within)
 
     def has_room(self) -> bool:
-        """Whether a request would be admitted if its deadline were far enough."""
+        """Returns whether a request would be admitted if its deadline were far enough."""
         if self.closed or self._is_full():
             return False
         if self._clock() >= self._overloaded_until:
@@ -144,7 +144,7 @@ class AdmissionControl:
         return self._seconds_ahead() <= bound
 
     def has_room_for_more(self) -> bool:
-        """Whether a request that has a file in the queue may add another one."""
+        """Returns whether a request that has a file in the queue may add another one."""
         return self._spare > 0 and self.has_room()
 
     def refusal(self, within: float) -> DeadlineUnmeetable | NotReady | QueueFull:

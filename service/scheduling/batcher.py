@@ -80,17 +80,17 @@ class QueuedRequest:
 
     @property
     def over(self) -> bool:
-        """Whether the answer is complete, or nobody waits for it any more."""
+        """True once the answer is complete, or the client waits no longer."""
         return self._finished.done() or time.monotonic() >= self._deadline
 
     def check(self) -> None:
-        """For decoders, from any thread: raises ``DeadlineExceeded`` when there is no use in going on."""
+        """Raises ``DeadlineExceeded`` when there is no use in decoding on. Decoders call it, from any thread."""
         if self.over:
             raise self._late()
 
     @property
     def in_thread(self) -> bool:
-        """Whether it is decoded in a thread, and not on the event loop."""
+        """True if it is decoded in a thread, and not on the event loop."""
         return self.on_loop_seconds == 0
 
     async def wait_to_decode(self) -> None:
@@ -123,7 +123,7 @@ class QueuedRequest:
 
     @property
     def long(self) -> bool:
-        """Whether it has more than one sample."""
+        """True if it has more than one sample."""
         return len(self._samples) > 1
 
     @property

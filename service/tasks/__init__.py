@@ -49,7 +49,7 @@ def _task(place: str, asked_by: str) -> Task:
         raise TaskError(f"{asked_by}: {place!r} is not of the form module:object")
     try:
         found = getattr(importlib.import_module(module), name)
-    except Exception as error:  # a module of somebody else's may raise anything while it is imported
+    except Exception as error:  # a foreign module may raise anything while it is imported
         raise TaskError(f"{asked_by}: {place} cannot be imported: {error}") from error
     if not isinstance(found, Task):
         raise TaskError(f"{asked_by}: {place} is a {type(found).__name__}, not a service.tasks.task.Task")

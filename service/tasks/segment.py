@@ -25,8 +25,8 @@ class SegmentParameters(Parameters):
     subtask: Annotated[Literal["semantic"], Field(description="for the Hugging Face clients")] = "semantic"
 
 
-class PicturePlace(NamedTuple):
-    """Where the picture lies in the sample, its own (height, width), and the decoded picture for an overlay."""
+class SegmentedPicture(NamedTuple):
+    """The picture's region in the sample, its own (height, width), and the decoded picture for an overlay."""
 
     region: Region
     size: tuple[int, int]
@@ -65,7 +65,7 @@ class SegmentTask(Task):
         (picture,) = blocks
         sample, region = image.image_sample(picture.image, preprocess)
         padding = 1 - region.height * region.width / sample[..., 0].size
-        return Prepared([sample], PicturePlace(region, picture.size, picture.image), padding=padding)
+        return Prepared([sample], SegmentedPicture(region, picture.size, picture.image), padding=padding)
 
     def finish(
         self,
@@ -75,15 +75,15 @@ class SegmentTask(Task):
         parameters: SegmentParameters,
         media_type: str,
     ) -> list[Segment] | bytes:
-        place: PicturePlace = prepared.context
+        picture: SegmentedPicture = prepared.context
         mask, confidence = np.asarray(outputs[0][0], np.uint8), np.asarray(outputs[0][1], np.float32)
         if media_type == JSON:
             return segments(
-                mask, confidence, place.region, place.size, card, parameters.threshold, parameters.mask_threshold
+                mask, confidence, picture.region, picture.size, card, parameters.threshold, parameters.mask_threshold
             )
         if parameters.overlay:
-            return overlay_png(mask, confidence, place.region, place.image, card)
-        return palette_png(mask, confidence, place.region, place.size, card)
+            return overlay_png(mask, confidence, picture.region, picture.image, card)
+        return palette_png(mask, confidence, picture.region, picture.size, card)
 
 
 SEGMENT = SegmentTask()

@@ -75,7 +75,7 @@ class Task(ABC):
 
     @abstractmethod
     def decode_spec(self, preprocess: Any, parameters: Any) -> Any:
-        """What the decoder is asked for; can be pickled."""
+        """Returns what the decoder is asked for; can be pickled."""
 
     def decode_cost(self, data: bytes, spec: Any, limits: Limits) -> DecodeCost:
         """Estimates ``decode`` by the file's header. Raises nothing."""

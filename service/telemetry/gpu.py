@@ -1,4 +1,4 @@
-"""What NVIDIA's management library says of each GPU, read when Prometheus asks. Nothing where there is no such GPU."""
+"""Gauges of each NVIDIA GPU, read from its management library when Prometheus scrapes."""
 
 import functools
 import logging

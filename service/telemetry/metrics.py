@@ -116,7 +116,7 @@ def _alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except (ProcessLookupError, PermissionError):  # gone; somebody else's by now
+    except (ProcessLookupError, PermissionError):  # gone; another user's by now
         return False
     except OSError:  # there is no /proc here
         return True

@@ -89,7 +89,7 @@ class Tracing:
         self._provider.force_flush()
 
     def close(self) -> None:
-        """Sends what is left, unless nobody takes it."""
+        """Sends what is left, unless the collector hangs."""
         sending = threading.Thread(target=self._provider.shutdown, daemon=True)
         sending.start()
         sending.join(_FLUSH_SECONDS)
