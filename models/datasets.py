@@ -6,6 +6,7 @@
 Names that begin with a dot are ignored. ``models.masks`` reads the second layout.
 """
 
+import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -48,7 +49,7 @@ def category_folders(split: Path) -> tuple[str, ...]:
     """The categories of ``<split>/<category>/``, sorted by name."""
     if not split.is_dir():
         raise DatasetError(f"{split} is not a folder; expected {split}/<category>/<file>")
-    names = tuple(entry.name for entry in visible(split) if entry.is_dir())
+    names = tuple(folder.name for folder in folders_of(split))
     if not names:
         raise DatasetError(f"{split} holds no category folders; expected {split}/<category>/<file>")
     return names
@@ -83,8 +84,8 @@ def labelled_files(split: Path, categories: Sequence[str]) -> list[tuple[Path, i
 
 def require_flat(folder: Path) -> None:
     """Raises ``DatasetError`` where a folder in ``folder`` holds files, which nothing would read."""
-    for nested in visible(folder):
-        if nested.is_dir() and (files := sorted(path for path in nested.rglob("*") if is_visible_file(path))):
+    for nested in folders_of(folder):
+        if files := sorted(path for path in nested.rglob("*") if path.is_file() and not path.name.startswith(".")):
             raise DatasetError(
                 f"{nested} is a nested folder, whose files would not be read: {some_names(files)}; "
                 f"move them to {folder}, or remove the folder"
@@ -93,21 +94,25 @@ def require_flat(folder: Path) -> None:
 
 def evaluated_splits(folder: Path) -> tuple[str, ...]:
     """The splits that a model is evaluated on: ``test`` and every ``test-…``, else ``val``, else ``train``."""
-    tests = [path.name for path in visible(folder) if path.is_dir() and re.fullmatch("test(-.+)?", path.name)]
+    tests = [path.name for path in folders_of(folder) if re.fullmatch("test(-.+)?", path.name)]
     return tuple(tests) or (("val",) if (folder / "val").is_dir() else ("train",))
 
 
-def visible(folder: Path) -> list[Path]:
-    """The entries of ``folder``, by name, without hidden ones such as ``.DS_Store``."""
-    return sorted(path for path in folder.iterdir() if not path.name.startswith(".")) if folder.is_dir() else []
-
-
 def files_of(folder: Path) -> list[Path]:
-    return [path for path in visible(folder) if path.is_file()]
+    """The files in ``folder``, by name, without hidden ones such as ``.DS_Store``."""
+    return [folder / entry.name for entry in _entries(folder) if entry.is_file()]
 
 
-def is_visible_file(path: Path) -> bool:
-    return path.is_file() and not path.name.startswith(".")
+def folders_of(folder: Path) -> list[Path]:
+    return [folder / entry.name for entry in _entries(folder) if entry.is_dir()]
+
+
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    """The entries of a folder, which may be missing. They know their kind: a data set has tens of thousands."""
+    if not folder.is_dir():
+        return []
+    with os.scandir(folder) as entries:
+        return sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda entry: entry.name)
 
 
 def some_names(paths: Sequence[Path]) -> str:
