@@ -220,7 +220,7 @@ async def test_a_long_request_adds_at_most_20_ms_to_a_batch(make: Make) -> None:
 
 async def test_long_requests_are_finished_in_the_order_of_their_arrival(make: Make) -> None:
     bench = await make(max_batch=4)
-    asking = await queue_behind_a_running_batch(bench, *([float(number)] * 40 for number in range(1, 6)))  # type: ignore[arg-type]
+    asking = await queue_behind_a_running_batch(bench, *((float(number),) * 40 for number in range(1, 6)))
     bench.engine.gate.set()
     assert await asyncio.gather(*asking[1:]) == [[2.0 * number] * 40 for number in range(1, 6)]
     ran = [value for batch in bench.engine.batches for value in batch]

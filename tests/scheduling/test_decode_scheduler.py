@@ -1,4 +1,5 @@
 import asyncio
+import itertools
 import time
 
 import numpy as np
@@ -68,7 +69,7 @@ async def test_in_one_iteration_of_the_event_loop_no_more_go_than_hold_it_up_for
         await asyncio.sleep(0)  # one iteration
         through.append(len(gate.through))
     await asyncio.gather(*waiting)
-    assert max(after - before for before, after in zip(through, through[1:], strict=False)) == together
+    assert max(after - before for before, after in itertools.pairwise(through)) == together
 
 
 @pytest.mark.parametrize("seconds", [1.0, 100.0])
