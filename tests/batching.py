@@ -132,9 +132,11 @@ async def pause() -> None:
 
 
 class Requests:
-    """Requests that record when they are decoded: ``on_loop``, or else in a thread, once ``may_decode`` is set."""
+    """Requests that record when their decoding starts and ends: ``on_loop``, or else in a thread, which waits for
+    ``may_decode``."""
 
     def __init__(self, bench: Bench, *, on_loop: bool) -> None:
+        self.started: list[float] = []
         self.decoded: list[float] = []
         self.may_decode = asyncio.Event()
         self._bench, self._on_loop = bench, on_loop
@@ -149,6 +151,7 @@ class Requests:
         deadline, size = time.monotonic() + seconds, size or samples
         async with self._bench.batcher.reserve(deadline, size=size, on_loop_seconds=on_loop_seconds) as request:
             await request.wait_to_decode()
+            self.started.append(value)
             if not self._on_loop:
                 await self.may_decode.wait()
             self.decoded.append(value)

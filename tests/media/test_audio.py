@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 
 from service.errors import CorruptMedia, MediaTooLarge, UnsupportedMedia
-from service.media import Limits
-from service.media.audio import decode_audio, decoding_seconds
-from service.media.video import decode_video
+from service.media import Limits, audio, video
+from service.media.audio import AudioSpec
+from service.media.video import VideoSpec
 from tests import synthetic as media
 
 CODECS = {  # container, codec, rate in Hz
@@ -43,7 +43,7 @@ CODECS = {  # container, codec, rate in Hz
 
 
 def decoded(data: bytes, sample_rate_hz: int = 16_000, limits: Limits | None = None) -> media.Sound:
-    return decode_audio(data, limits or Limits(), sample_rate_hz=sample_rate_hz)
+    return np.concatenate(list(audio.decode(data, AudioSpec(sample_rate_hz), limits or Limits())))
 
 
 def heard(sound: media.Sound, rate_hz: int) -> tuple[float, float]:
@@ -281,11 +281,11 @@ def test_a_small_file_of_long_silence_is_refused_whatever_its_header_says(tmp_pa
     program = """
 import json, pathlib, resource, sys
 from service.media import Limits
-from service.media.audio import decode_audio, decoding_seconds
+from service.media.audio import AudioSpec, decode
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 before = peak()
 try:
-    decode_audio(pathlib.Path(sys.argv[1]).read_bytes(), Limits(max_seconds=60), sample_rate_hz=16_000)
+    list(decode(pathlib.Path(sys.argv[1]).read_bytes(), AudioSpec(16_000), Limits(max_seconds=60)))
 except Exception as error:
     print(json.dumps([type(error).__name__, peak() - before]))
 """
@@ -380,7 +380,7 @@ def refused(data: bytes) -> None:
     with pytest.raises((UnsupportedMedia, CorruptMedia, MediaTooLarge)):
         decoded(data)
     with pytest.raises((UnsupportedMedia, CorruptMedia, MediaTooLarge)):
-        decode_video(data, Limits(), frame_rate_hz=8, shorter_side=32)
+        list(video.decode(data, VideoSpec(8, 32), Limits()))
 
 
 def test_the_watch_sees_a_file_being_opened(bait: tuple[Path, Watch]) -> None:
@@ -457,15 +457,6 @@ def test_a_data_reference_to_another_file_is_not_followed(
     assert web[1] == []
 
 
-# The caller who waits no more
-
-
-def test_the_check_is_called_while_decoding_and_its_exception_passes_unchanged() -> None:
-    data = media.wav(np.zeros((1, 80_000)), 16_000)
-    with pytest.raises(media.Impatient):
-        decode_audio(data, Limits(), sample_rate_hz=16_000, check=media.after(5))
-
-
 def test_what_is_no_accepted_sound_is_refused_and_told_what_is() -> None:
     for data in (b"", b"hello", b"MThd\0\0\0\6", media.picture(media.smooth(8, 8), "PNG")):
         with pytest.raises(UnsupportedMedia) as refusal:
@@ -474,13 +465,17 @@ def test_what_is_no_accepted_sound_is_refused_and_told_what_is() -> None:
         assert refusal.value.status == 415
 
 
-# What may be decoded on the spot
+# Estimates
+
+
+def estimated(data: bytes, sample_rate_hz: int = 8000) -> float:
+    return audio.decode_cost(data, AudioSpec(sample_rate_hz), Limits()).seconds
 
 
 @pytest.mark.parametrize("kind", ["u8", "s16", "s24", "s32", "f32", "f64"])
 def test_what_a_short_uncompressed_wav_takes_is_known_from_its_header(kind: str) -> None:
     half, double = (media.wav(media.sine(440, seconds, 8000), 8000, kind) for seconds in (0.5, 1.0))
-    assert 0.0005 < decoding_seconds(half, sample_rate_hz=8000) < decoding_seconds(double, sample_rate_hz=8000) < 0.0025
+    assert 0.0005 < estimated(half) < estimated(double) < 0.0025
 
 
 def with_tags(data: bytes, *, behind: bool) -> bytes:
@@ -494,14 +489,14 @@ def test_few_tags_in_a_wav_do_not_matter() -> None:
     data = media.wav(media.sine(440, 0.5, 8000), 8000)
     at = data.index(b"data")
     tagged = data[:at] + b"LIST\x0e\0\0\0INFOISFT\2\0\0\0x\0" + data[at:]
-    assert decoding_seconds(data, sample_rate_hz=8000) < decoding_seconds(tagged, sample_rate_hz=8000) < 0.0025
+    assert estimated(data) < estimated(tagged) < 0.0025
 
 
 def test_what_a_wav_becomes_counts_beside_its_bytes() -> None:
     sound = media.wav(media.sine(440, 5, 8000), 8000)
-    assert decoding_seconds(sound, sample_rate_hz=8000) < 0.0025
-    assert decoding_seconds(sound, sample_rate_hz=48_000) > 0.0025
-    assert 0.008 < decoding_seconds(media.wav(media.sine(440, 60, 8000), 8000), sample_rate_hz=8000) < math.inf
+    assert estimated(sound) < 0.0025
+    assert estimated(sound, 48_000) > 0.0025
+    assert 0.008 < estimated(media.wav(media.sine(440, 60, 8000), 8000)) < math.inf
 
 
 @pytest.mark.parametrize(
@@ -518,4 +513,4 @@ def test_what_a_wav_becomes_counts_beside_its_bytes() -> None:
     ids=["A-law", "FLAC", "truncated", "no rate", "tags before", "tags behind", "nothing"],
 )
 def test_what_other_sounds_take_is_not_known(data: bytes) -> None:
-    assert decoding_seconds(data, sample_rate_hz=8000) == math.inf
+    assert estimated(data) == math.inf

@@ -48,17 +48,18 @@ async def test_requests_that_arrive_while_the_engine_is_busy_share_the_next_batc
     assert bench.engine.batches == [[0.0], [1.0, 2.0, 3.0, 4.0], [5.0]]
 
 
-async def test_a_lone_request_does_not_wait_for_company(make: Make) -> None:
-    bench = await make(max_batch=32)
-    assert await bench.ask(3.0, seconds=5) == [6.0]
-    assert bench.engine.batches == [[3.0]]
-
-
 async def ask_later(bench: Bench, value: float, iterations: int) -> None:
     """A request that arrives after so many iterations of the event loop, as a body that is still read does."""
     for _ in range(iterations):
         await asyncio.sleep(0)
     await bench.ask(value)
+
+
+async def test_a_lone_request_does_not_wait_for_company(make: Make) -> None:
+    bench = await make(max_batch=32)
+    assert await bench.ask(3.0, seconds=5) == [6.0]
+    await asyncio.gather(ask_later(bench, 4.0, 0), ask_later(bench, 5.0, 4))
+    assert bench.engine.batches == [[3.0], [4.0], [5.0]]
 
 
 @pytest.mark.parametrize(
@@ -79,13 +80,6 @@ async def test_a_batch_does_not_wait_for_requests_that_arrive_later(make: Make) 
     bench.engine.seconds = 0.05
     await asyncio.gather(ask_later(bench, 0.0, 0), ask_later(bench, 1.0, 0), ask_later(bench, 2.0, 60))
     assert bench.engine.batches == [[0.0, 1.0], [2.0]]
-
-
-async def test_a_full_batch_waits_for_nothing(make: Make) -> None:
-    bench = await make(max_batch=2)
-    await asyncio.gather(*(ask_later(bench, float(number), 3 * number) for number in range(2)))
-    await asyncio.gather(*(ask_later(bench, float(number), 3 * (number // 2)) for number in range(2, 6)))
-    assert bench.engine.batches[-2:] == [[2.0, 3.0], [4.0, 5.0]]
 
 
 async def test_requests_that_are_being_decoded_quickly_share_the_batch(make: Make) -> None:

@@ -298,6 +298,17 @@ async def test_media_that_decode_slowly_occupy_every_thread_and_hold_up_none_on_
     assert await asyncio.gather(*asking) == [[2.0 * number] for number in range(9)]
 
 
+async def test_one_more_request_than_threads_is_ready_for_each_thread(make: Make) -> None:
+    """So that a thread that is done finds its next file though the event loop is busy."""
+    bench = await make(max_batch=8)
+    requests = Requests(bench, on_loop=False)
+    asking = [asyncio.create_task(requests.ask(float(number))) for number in range(9)]
+    await pause()
+    assert requests.started == [float(number) for number in range(2 * DECODERS)]
+    requests.may_decode.set()
+    await asyncio.gather(*asking)
+
+
 async def test_a_request_that_gives_up_before_it_is_decoded_costs_nothing_and_delays_no_other(make: Make) -> None:
     bench = await make(max_batch=2)
     requests, first = await many_behind_a_running_batch(bench, 4, on_loop=True)
