@@ -52,8 +52,12 @@ def test_a_client_that_leaves_while_it_sends_is_counted_as_499(fresh: Server, pa
 
 
 def test_a_client_that_leaves_while_it_waits_is_counted_as_499(fresh: Server) -> None:
-    clip = grey_clip(5, frames=500)  # takes longer than to leave
-    _send_and_leave(fresh, f"POST /video HTTP/1.1\r\nHost: x\r\nContent-Length: {len(clip)}\r\n\r\n".encode() + clip)
+    part = (
+        b'--limit\r\nContent-Disposition: form-data; name="file"; filename="clip"\r\n\r\n' + grey_clip(5, 500) + b"\r\n"
+    )
+    body = 60 * part + b"--limit--\r\n"  # seconds of work, so that it takes longer than to notice that the client left
+    head = f"POST /video HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n"
+    _send_and_leave(fresh, head.encode() + b"Content-Type: multipart/form-data; boundary=limit\r\n\r\n" + body)
     assert _first_statuses(fresh, "/video") == {"499": 1}
 
 
