@@ -1,4 +1,4 @@
-"""Tiny models whose answers anybody can work out by hand, and cards to go with them."""
+"""Tiny models whose answers can be worked out by hand, and cards to go with them."""
 
 import hashlib
 import json

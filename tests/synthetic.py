@@ -34,6 +34,14 @@ def quarters(height: int, width: int) -> Pixels:
     return pixels
 
 
+def positions(height: int, width: int) -> Pixels:
+    """Red says how far right a pixel is, green how far down."""
+    pixels = np.zeros((height, width, 3), np.uint8)
+    pixels[:, :, 0] = np.arange(width)
+    pixels[:, :, 1] = np.arange(height)[:, None]
+    return pixels
+
+
 def corners(pixels: Pixels) -> dict[str, tuple[int, ...]]:
     """The mean colour in the middle of each quarter, rounded to 0 or 255."""
     height, width = pixels.shape[:2]
@@ -273,4 +281,3 @@ def mutations(data: bytes, count: int, seed: int = 0) -> list[bytes]:
 def cuts(data: bytes, count: int = 40) -> list[bytes]:
     """The file cut short at ``count`` points, from its first quarter of bytes on and right up to the end."""
     return [data[: max(1, len(data) * number // (count + 1))] for number in range(1, count + 1)]
-

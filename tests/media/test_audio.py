@@ -300,8 +300,8 @@ except Exception as error:
 # Playlists: nothing that they name is opened
 
 
-class Watch:
-    """Linux's word on whether a file was opened."""
+class Inotify:
+    """Tells by inotify whether a file was opened."""
 
     def __init__(self, path: Path) -> None:
         self._libc = ctypes.CDLL(None, use_errno=True)
@@ -319,13 +319,13 @@ class Watch:
 
 
 @pytest.fixture
-def bait(tmp_path: Path) -> Iterator[tuple[Path, Watch]]:
+def bait(tmp_path: Path) -> Iterator[tuple[Path, Inotify]]:
     """A real sound, watched."""
     if sys.platform != "linux":
         pytest.skip("inotify is Linux's")
     path = tmp_path / "bait.wav"
     path.write_bytes(media.wav(media.sine(440, 0.5, 16_000), 16_000))
-    watch = Watch(path)
+    watch = Inotify(path)
     yield path, watch
     watch.close()
 
@@ -383,7 +383,7 @@ def refused(data: bytes) -> None:
         list(video.decode(data, VideoSpec(8, 32), Limits()))
 
 
-def test_the_watch_sees_a_file_being_opened(bait: tuple[Path, Watch]) -> None:
+def test_the_watch_sees_a_file_being_opened(bait: tuple[Path, Inotify]) -> None:
     path, watch = bait
     assert not watch.saw_it_opened()
     path.read_bytes()
@@ -398,7 +398,7 @@ def test_a_playlist_is_no_accepted_format(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", PLAYLISTS)
 @pytest.mark.parametrize("disguise", ["", *DISGUISES])
-def test_a_playlist_never_opens_the_file_it_names(kind: str, disguise: str, bait: tuple[Path, Watch]) -> None:
+def test_a_playlist_never_opens_the_file_it_names(kind: str, disguise: str, bait: tuple[Path, Inotify]) -> None:
     path, watch = bait
     for name in (str(path), f"file:{path}", f"file://{path}"):
         refused(DISGUISES.get(disguise, b"") + b"\n" * bool(disguise) + PLAYLISTS[kind].format(name).encode())
@@ -439,7 +439,7 @@ def grown(data: bytes, atoms: list[bytes], change: int) -> bytes:
 @pytest.mark.parametrize("location", ["alias", "file URL", "HTTP URL"])
 @pytest.mark.parametrize("container", ["mov", "mp4"])
 def test_a_data_reference_to_another_file_is_not_followed(
-    container: str, location: str, bait: tuple[Path, Watch], web: tuple[str, list[str]]
+    container: str, location: str, bait: tuple[Path, Inotify], web: tuple[str, list[str]]
 ) -> None:
     codec = "pcm_s16le" if container == "mov" else "aac"
     data = media.encoded_sound(media.sine(440, 0.3, 16_000), 16_000, container, codec)
@@ -457,7 +457,7 @@ def test_a_data_reference_to_another_file_is_not_followed(
     assert web[1] == []
 
 
-def test_what_is_no_accepted_sound_is_refused_and_told_what_is() -> None:
+def test_other_files_are_refused_with_the_accepted_formats() -> None:
     for data in (b"", b"hello", b"MThd\0\0\0\6", media.picture(media.smooth(8, 8), "PNG")):
         with pytest.raises(UnsupportedMedia) as refusal:
             decoded(data)
@@ -473,7 +473,7 @@ def estimated(data: bytes, sample_rate_hz: int = 8000) -> float:
 
 
 @pytest.mark.parametrize("kind", ["u8", "s16", "s24", "s32", "f32", "f64"])
-def test_what_a_short_uncompressed_wav_takes_is_known_from_its_header(kind: str) -> None:
+def test_a_short_uncompressed_wav_is_estimated_from_its_header(kind: str) -> None:
     half, double = (media.wav(media.sine(440, seconds, 8000), 8000, kind) for seconds in (0.5, 1.0))
     assert 0.0005 < estimated(half) < estimated(double) < 0.0025
 
@@ -492,7 +492,7 @@ def test_few_tags_in_a_wav_do_not_matter() -> None:
     assert estimated(data) < estimated(tagged) < 0.0025
 
 
-def test_what_a_wav_becomes_counts_beside_its_bytes() -> None:
+def test_the_estimate_counts_the_samples_made_beside_the_bytes_read() -> None:
     sound = media.wav(media.sine(440, 5, 8000), 8000)
     assert estimated(sound) < 0.0025
     assert estimated(sound, 48_000) > 0.0025
@@ -512,5 +512,5 @@ def test_what_a_wav_becomes_counts_beside_its_bytes() -> None:
     ],
     ids=["A-law", "FLAC", "truncated", "no rate", "tags before", "tags behind", "nothing"],
 )
-def test_what_other_sounds_take_is_not_known(data: bytes) -> None:
+def test_other_sounds_are_not_estimated(data: bytes) -> None:
     assert estimated(data) == math.inf

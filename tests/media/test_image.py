@@ -252,7 +252,7 @@ def test_a_palette_with_graded_transparency_is_mixed_with_white() -> None:
 
 
 @pytest.mark.parametrize("format", ["PNG", "WEBP", "TIFF"])
-def test_what_is_transparent_shows_white(format: str) -> None:
+def test_transparent_pixels_show_white(format: str) -> None:
     pixels = np.zeros((4, 3, 4), np.uint8)
     pixels[:, :, :3] = (200, 100, 0)
     pixels[:, :, 3] = (0, 128, 255)  # column by column
@@ -558,7 +558,7 @@ print(json.dumps(found))
     ],
     ids=["nothing", "text", "SVG", "EPS", "ICO", "PDF", "HEIC", "AVIF", "WAV"],
 )
-def test_what_is_no_accepted_picture_is_refused_and_told_what_is(data: bytes, named: str) -> None:
+def test_other_files_are_refused_with_the_accepted_formats(data: bytes, named: str) -> None:
     with pytest.raises(UnsupportedMedia) as refusal:
         decoded(data)
     assert named in refusal.value.detail
@@ -579,14 +579,6 @@ def pad(*sizes: tuple[int, int]) -> ImagePreprocess:
 
 def shown(pixels: media.Pixels, spec: ImagePreprocess) -> ImageSample:
     return image_sample(Image.fromarray(pixels), spec)
-
-
-def places(height: int, width: int) -> media.Pixels:
-    """Red says how far right a pixel is, green how far down."""
-    pixels = np.zeros((height, width, 3), np.uint8)
-    pixels[:, :, 0] = np.arange(width)
-    pixels[:, :, 1] = np.arange(height)[:, None]
-    return pixels
 
 
 # Samples, cropped
@@ -612,7 +604,7 @@ def test_crop_takes_its_pixels_from_where_arithmetic_says(
     height: int, width: int, scale: float, top: float, left: float
 ) -> None:
     """Shorter side 64, size 56: the box begins at (side - 56 * scale) / 2, and its pixels are ``scale`` apart."""
-    sample = shown(places(height, width), crop(64, 56, 56)).sample.astype(float)
+    sample = shown(media.positions(height, width), crop(64, 56, 56)).sample.astype(float)
     centres = (np.arange(56) + 0.5) * scale - 0.5
     inner = slice(2, -2)  # at the margins, the filter meets the end of the picture
     assert np.abs(sample[inner, inner, 0] - (left + centres)[None, inner]).max() <= 0.51
@@ -620,7 +612,7 @@ def test_crop_takes_its_pixels_from_where_arithmetic_says(
 
 
 def test_crop_of_a_size_that_is_not_square() -> None:
-    sample, region = shown(places(128, 200), crop(64, 32, 48))
+    sample, region = shown(media.positions(128, 200), crop(64, 32, 48))
     assert sample.shape == (32, 48, 3)
     assert region == (0, 0, 32, 48)
     assert abs(int(sample[0, 0, 0]) - 52.5) <= 1  # (200 - 96) / 2, and half a step of two

@@ -381,7 +381,7 @@ def test_a_coding_that_no_decoder_knows_is_refused() -> None:
     ],
     ids=["nothing", "text", "MPEG-TS", "PNG", "WAV"],
 )
-def test_what_is_no_accepted_clip_is_refused_and_told_what_is(data: bytes, named: str) -> None:
+def test_other_files_are_refused_with_the_accepted_formats(data: bytes, named: str) -> None:
     with pytest.raises(UnsupportedMedia) as refusal:
         decoded(data)
     assert named in refusal.value.detail

@@ -75,14 +75,6 @@ def filmed(
     )
 
 
-def places(height: int, width: int) -> media.Pixels:
-    """Red says how far right a pixel is, green how far down."""
-    pixels = np.zeros((height, width, 3), np.uint8)
-    pixels[:, :, 0] = np.arange(width)
-    pixels[:, :, 1] = np.arange(height)[:, None]
-    return pixels
-
-
 def ticking(count: int, height: int = 16, width: int = 24) -> media.Pixels:
     """Frame ``k`` has the level ``k``."""
     return np.broadcast_to(np.arange(count, dtype=np.uint8)[:, None, None, None], (count, height, width, 3)).copy()
@@ -103,7 +95,7 @@ def test_a_short_clip_holds_its_last_frame(count: int) -> None:
 
 
 def test_windows_show_the_middle_of_the_picture() -> None:
-    frames = places(16, 24)[None].repeat(8, axis=0)
+    frames = media.positions(16, 24)[None].repeat(8, axis=0)
     (window,) = video_windows(frames, filmed(8, 0.5, size=(12, 10))).samples
     assert window.shape == (8, 12, 10, 3)
     assert window[0, 0, :, 0].tolist() == [*range(7, 17)]  # (24 - 10) / 2

@@ -121,8 +121,8 @@ def test_publishing_puts_a_whole_model_in_place_and_never_changes_a_version(tmp_
     assert card.files["model.onnx"] == file_entry(graph)
     repository = tmp_path / "repository"
     assert next_version(repository, card.name) == 1
-    place = publish(card, graph, repository)
-    assert place == repository / "tiny-classify" / "1"
+    folder = publish(card, graph, repository)
+    assert folder == repository / "tiny-classify" / "1"
     models, refused = find_models(repository)
     assert (models[0].card, refused) == (card, [])
     assert read_graph(models[0]) == graph.read_bytes()

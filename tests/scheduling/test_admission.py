@@ -205,7 +205,7 @@ def test_a_bound_holds_however_fast_the_model() -> None:
         clocked.admit()
 
 
-def test_what_cannot_be_done_in_time_is_refused_with_a_fifth_to_spare() -> None:
+def test_a_request_that_may_miss_its_deadline_is_refused_with_a_fifth_to_spare() -> None:
     clocked = Clocked(64, inference=0.2)
     clocked.admit(5)
     with pytest.raises(DeadlineUnmeetable) as refusal:

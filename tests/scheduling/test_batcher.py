@@ -340,7 +340,7 @@ async def test_failed_runs_are_counted_and_only_answered_samples(make: Make, cap
     assert series("samples_total") - samples == 2
     with pytest.raises(InternalError):
         await bench.ask(POISON)
-    assert series("samples_total") - samples == 2, "the blank sample is nobody's"
+    assert series("samples_total") - samples == 2, "the blank sample belongs to no request"
 
 
 async def test_the_good_samples_of_a_failed_batch_do_not_wait_for_one_another(make: Make) -> None:

@@ -13,7 +13,7 @@ from tests.batching import Make, Requests, behind_a_running_batch, many_behind_a
 
 
 class Gate:
-    """A gate with room for so many, who keep it; each holds the event loop up for a second.
+    """A gate with room for so many waiters, which keep it; each holds the event loop up for a second.
 
     In one iteration of the event loop as many go through as take ``seconds``.
     """

@@ -45,7 +45,7 @@ def test_a_long_item_waits_no_longer_than_with_an_even_share(work: int, others: 
     while (item := queue.first()) != -1:
         queue.advance(1)
         queue.remove(item, served=True)
-        queue.add(item, 1)  # it comes again at once
+        queue.add(item, 1)  # it is added again at once
         served += 1
     assert served == pytest.approx(work * (others + 1), abs=others + 1), "all had as much of it as the one would have"
 
