@@ -356,16 +356,16 @@ async def test_decoding_ends_when_the_client_has_left(tmp_path: Path, monkeypatc
     blocks: list[int] = []
     released = threading.Event()
 
-    def endless(data: bytes, spec: Any, limits: Limits, deadline: float) -> Iterator[media.Pixels]:
+    def long(data: bytes, spec: Any, limits: Limits, deadline: float) -> Iterator[media.Pixels]:
         try:
-            while True:
+            while len(blocks) < 2000:  # ten seconds, and not for ever if nothing stops it
                 blocks.append(len(blocks))
                 time.sleep(0.005)
                 yield np.zeros((1, 8, 8, 3), np.uint8)
         finally:
             released.set()
 
-    monkeypatch.setattr(video, "decode", endless)
+    monkeypatch.setattr(video, "decode", long)
     async with started(load_models(Settings(repository=graphs.write_all(tmp_path), device="cpu"))) as pipeline:
         model = pipeline.registry.find("video")
         clip = media.clip(media.numbered(2), "matroska")
