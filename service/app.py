@@ -186,7 +186,7 @@ class Worker:
     def _balance_connections(self) -> None:
         index = (bentoml.server_context.worker_index or 1) - 1
         file = metrics.share_folder() / "connections"
-        balance = ConnectionBalance(file, SETTINGS.worker_count(), index, lambda: connection.Connection.open_count)
+        balance = ConnectionBalance(file, SETTINGS.worker_count(), index, connection.open_connections)
         self._reporting = asyncio.create_task(balance.keep_reporting())
         STATE.closes_one = balance.closes_one
 
