@@ -6,7 +6,6 @@ import io
 import re
 import socket
 import struct
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -16,10 +15,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service.errors import DeadlineExceeded, EmptyBody, QueueFull, ServiceError
-from service.http import connection as wire
-from service.http import routes as api
-from service.http.middleware import Access, Message, Receive, Scope, Send
 from tests.samples import grey_clip, grey_png, half_red_png, square_wav
 from tests.serving import ROOT, Server
 
@@ -395,57 +390,6 @@ def test_a_full_queue_is_503_with_retry_after(narrow: httpx.Client) -> None:
     for answer in refused:
         _problem(answer, 503, "queue-full")
         assert int(answer.headers["retry-after"]) >= 1
-
-
-@pytest.mark.parametrize(
-    ("error", "told"),
-    [(QueueFull("full", retry_after_seconds=1), True), (DeadlineExceeded("late"), False), (EmptyBody(), False)],
-)
-async def test_only_who_is_told_to_come_later_is_read_later(
-    error: ServiceError, told: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    scopes: list[object] = []
-    monkeypatch.setattr(wire, "refused", scopes.append)
-
-    async def refuses(scope: Scope, receive: Receive, send: Send) -> None:
-        await api.refusal(error, scope)(scope, receive, send)
-
-    async def receive() -> Message:
-        return {"type": "http.request"}
-
-    async def send(message: Message) -> None:
-        statuses.append(message.get("status"))
-
-    statuses: list[int | None] = []
-    scope = {"type": "http", "method": "POST", "path": "/classify", "headers": []}
-    await Access(refuses)(scope, receive, send)
-    assert statuses == [error.status, None] and scopes == [scope] * told
-
-
-def test_a_full_queue_is_told_before_the_body_is_sent(narrow_server: Server) -> None:
-    clip = grey_clip(5, frames=16)
-    stop = threading.Event()
-
-    def keep_asking(_: int) -> None:
-        while not stop.is_set():
-            httpx.post(f"{narrow_server.url}/video", content=clip, timeout=30)
-
-    def ask_without_a_body() -> bytes:
-        with socket.create_connection(("127.0.0.1", narrow_server.port), timeout=20) as connection:
-            connection.sendall(b"POST /video HTTP/1.1\r\nHost: x\r\nContent-Length: 1000\r\n\r\n")
-            return connection.recv(65536)
-
-    with ThreadPoolExecutor(24) as pool:
-        asking = pool.map(keep_asking, range(24))
-        try:
-            answers = [ask_without_a_body()]
-            while b" 503 " not in answers[-1].splitlines()[0] and len(answers) < 50:
-                answers.append(ask_without_a_body())
-        finally:
-            stop.set()
-        list(asking)
-    assert b"/problems/queue-full" in answers[-1]
-    assert all(b" 408 " in answer.splitlines()[0] for answer in answers[:-1])
 
 
 def test_every_problem_type_can_be_looked_up(client: httpx.Client) -> None:
