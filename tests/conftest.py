@@ -35,7 +35,6 @@ def narrow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         repository=str(repository),
         workers="1",
         queue_samples="2",
-        keep_alive_seconds="1",
         timeout_ms="5000",
         body_timeout_ms="700",
         max_body_bytes="200000",

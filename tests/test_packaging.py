@@ -11,7 +11,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
-from service.launch import _CALLS, _SAMPLES
+from service.tasks import TASKS
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -80,8 +80,8 @@ def test_every_package_of_the_tree_is_installed() -> None:
 
 
 def test_the_calls_that_are_advised_have_their_files() -> None:
-    for name in _CALLS.values():
-        assert (ROOT / _SAMPLES / name).is_file()
+    for name, task in TASKS.items():
+        assert task.sample and (ROOT / task.sample).is_file(), name
 
 
 def test_nothing_in_the_tree_names_a_registry_or_this_machine() -> None:

@@ -324,15 +324,3 @@ def test_the_running_service_has_these_limits(server: Server) -> None:
         assert b"larger than 65536 bytes or 100 fields" in refused
     allowed = _of_service(server, post("/classify", b"", f"X-Long: {'x' * 60_000}", "Connection: close"))
     assert b"/problems/empty-body" in allowed
-
-
-def test_the_running_service_keeps_idle_connections_as_long_as_it_is_set(narrow_server: Server) -> None:
-    """KEEP_ALIVE_SECONDS=1"""
-    with socket.create_connection(("127.0.0.1", narrow_server.port), timeout=20) as silent:
-        assert silent.recv(1) == b""
-    with socket.create_connection(("127.0.0.1", narrow_server.port), timeout=20) as kept:
-        kept.sendall(b"GET /livez HTTP/1.1\r\nHost: x\r\n\r\n")
-        received = b""
-        while block := kept.recv(65536):  # it hangs up by itself
-            received += block
-        assert received.startswith(b"HTTP/1.1 200 OK\r\n") and b"connection: close" not in received

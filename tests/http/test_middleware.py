@@ -3,6 +3,7 @@
 import json
 import logging
 import re
+import time
 from collections.abc import Iterator
 
 import httpx
@@ -16,6 +17,7 @@ from service.settings import Settings
 from service.tasks import TASKS
 from service.telemetry.request import RequestContext
 from tests.http.asgi import Call
+from tests.samples import grey_png
 from tests.serving import Server
 
 
@@ -171,7 +173,15 @@ def test_our_chain_stands_around_bentomls_own_routes(client: httpx.Client) -> No
         assert response.headers["x-request-id"] == "mine", path
 
 
-def test_requests_to_bentomls_own_routes_are_logged(client: httpx.Client, server: Server) -> None:
-    client.get("/livez", headers={"x-request-id": "logged-livez"})
-    lines = [json.loads(line) for line in server.log.read_text().splitlines() if line.startswith("{")]
-    assert [line["path"] for line in lines if line["request_id"] == "logged-livez"] == ["/livez"]
+@pytest.mark.parametrize("path", ["/livez", "/models", "/bento/classify", "/classify"])
+def test_the_running_service_logs_requests(client: httpx.Client, server: Server, path: str) -> None:
+    method = "POST" if "classify" in path else "GET"
+    request_id = f"logged-{path.replace('/', '-')}"
+    response = client.request(method, path, content=grey_png(1), headers={"x-request-id": request_id})
+    line: dict[str, object] = {}
+    until = time.monotonic() + 10
+    while not line and time.monotonic() < until:  # it is written after the answer
+        lines = [json.loads(line) for line in server.log.read_text().splitlines() if line.startswith("{")]
+        line = next((line for line in lines if line["request_id"] == request_id), {})
+    assert (line["path"], line["status"]) == (path, response.status_code)
+    assert line["model"] == ("tiny-classify:1" if path == "/classify" else None)
