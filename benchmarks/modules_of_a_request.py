@@ -23,6 +23,7 @@ import httpx
 ROOT = Path(__file__).resolve().parent.parent
 SERVICE = f"{ROOT / 'service'}{os.sep}"
 SAMPLE = ROOT / "samples" / "cat.jpg"
+_BESIDE_REQUESTS = ("Worker._balance_connections",)  # tasks that run all the time
 _COMPREHENSIONS = ("<listcomp>", "<setcomp>", "<dictcomp>", "<genexpr>")  # Python 3.11 calls them like functions
 
 
@@ -43,12 +44,12 @@ class Trace:
     def __call__(self, frame: FrameType, event: str, argument: Any) -> None:
         if not self.on or event != "call" or not (called := _function(frame)):
             return
+        callers = list(filter(None, map(_function, _frames_outside(frame))))
+        if [called, *callers][-1].name in _BESIDE_REQUESTS:
+            return
         self.functions.add(called)
-        caller, outer = None, frame.f_back
-        while outer and not caller:
-            caller, outer = _function(outer), outer.f_back
-        if caller and caller.module != called.module:
-            self.crossings.add((caller, called))
+        if callers and callers[0].module != called.module:
+            self.crossings.add((callers[0], called))
 
     @contextmanager
     def recording(self) -> Iterator[None]:
@@ -73,6 +74,11 @@ class Trace:
         lines += [f"{module:<36} {functions[module]:9}  {crossings[module]:17}" for module in self.modules()]
         total = f"{len(self.modules())} modules, {len(self.functions)} functions, {len(self.crossings)} crossings"
         return "\n".join([*lines, total])
+
+
+def _frames_outside(frame: FrameType) -> Iterator[FrameType]:
+    while outer := frame.f_back:
+        yield (frame := outer)
 
 
 def _function(frame: FrameType) -> Function | None:
@@ -118,9 +124,10 @@ def trace_of_a_request() -> Trace:
     os.environ.setdefault("CONVSERVE_DEVICE", "cpu")
     os.chdir(ROOT)
     with redirect_stdout(io.TextIOWrapper(io.BytesIO())):  # where the access log goes
-        from service.app import ConvServe
+        from service import app
 
-        return asyncio.run(_traced(ConvServe.to_asgi()))
+        served: Any = app.ConvServe  # a bentoml.Service, whatever its type says
+        return asyncio.run(_traced(served.to_asgi()))
 
 
 if __name__ == "__main__":

@@ -84,13 +84,17 @@ async def test_a_request_without_a_sane_id_gets_one(given: bytes | None, state: 
     assert context.request_id == response.headers["x-request-id"]
 
 
-@pytest.mark.parametrize(("draining", "closes_one"), [(False, False), (True, False), (False, True)])
-async def test_an_answer_ends_its_connection_while_draining_or_for_balance(
-    draining: bool, closes_one: bool, state: State
-) -> None:
-    state.draining, state.closes_one = draining, lambda: closes_one
-    response, _ = await _identified(state)
-    assert response.headers.get("connection") == ("close" if draining or closes_one else None)
+async def test_every_answer_ends_its_connection_while_draining(state: State) -> None:
+    state.draining = True
+    for _ in range(3):
+        response, _ = await _identified(state)
+        assert response.headers["connection"] == "close"
+
+
+async def test_so_many_answers_end_their_connections_as_there_is_surplus(state: State) -> None:
+    state.surplus_connections = 2
+    answers = [(await _identified(state))[0] for _ in range(4)]
+    assert [answer.headers.get("connection") for answer in answers] == ["close", "close", None, None]
 
 
 async def test_other_scopes_than_http_pass_through(state: State) -> None:
