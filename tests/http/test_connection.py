@@ -80,9 +80,14 @@ async def refusal(reader: asyncio.StreamReader) -> str:
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Heads may take a fifth of a second, and connections may be idle for as long."""
-    monkeypatch.setattr(Connection, "head_seconds", 0.2)
-    monkeypatch.setattr(Connection, "keep_alive_seconds", 0.2)
+    """Connections may be idle for half a second only."""
+    monkeypatch.setattr(Connection, "keep_alive_seconds", 0.5)
+
+
+@pytest.fixture
+def quick_heads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Heads may take half a second only."""
+    monkeypatch.setattr(Connection, "head_seconds", 0.5)
 
 
 @pytest.fixture
@@ -132,20 +137,20 @@ async def test_a_body_is_no_part_of_the_head_that_follows_it(small: None) -> Non
 
 
 @pytest.mark.parametrize("before", [b"", post("/", b"first")], ids=["the first", "a later one"])
-async def test_a_head_that_comes_too_slowly_is_408(before: bytes, quick: None) -> None:
+async def test_a_head_that_comes_too_slowly_is_408(before: bytes, quick_heads: None) -> None:
     async with serving() as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(before + b"POST / HTTP/1.1\r\nHost: ")
         if before:
             assert await answer(reader) == (200, b"first")
         for _ in range(3):
-            await asyncio.sleep(0.05)
+            await asyncio.sleep(0.02)
             writer.write(b"x")  # every byte is activity, and none of it ends the head
-        assert await refusal(reader) == "408 the request's head was not complete after 0.2 s"
+        assert await refusal(reader) == "408 the request's head was not complete after 0.5 s"
         writer.close()
 
 
-async def test_no_refusal_stands_in_an_answer_that_has_begun(quick: None, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_no_refusal_stands_in_an_answer_that_has_begun(quick_heads: None) -> None:
     begun = asyncio.Event()
 
     async def slow(scope: Scope, receive: Receive, send: Send) -> None:
@@ -180,7 +185,6 @@ def test_a_connection_ends_when_it_has_been_idle(run: Callable[..., None], quick
             for _ in range(3):
                 writer.write(post("/", b"more"))
                 assert await answer(reader) == (200, b"more")
-                await asyncio.sleep(0.1)
             assert await reader.read() == b""
             writer.close()
 
@@ -206,7 +210,7 @@ async def test_a_connection_is_not_idle_while_its_request_is_answered(quick: Non
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         request = post("/later", b"whole")
         writer.write(request[:-1])
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(0.6)
         writer.write(request[-1:])
         assert await answer(reader) == (200, b"whole")
         writer.close()
