@@ -30,7 +30,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from service.engines.onnxruntime import CPU, DeviceUnusable
 from service.errors import BodyTimeout, EmptyBody, NotReady, ServiceError
 from service.http import connection
-from service.http.balance import ConnectionBalance
+from service.http.balance import SECONDS_BETWEEN_REPORTS, ConnectionBalance
 from service.http.body import counted
 from service.http.middleware import AccessLog, LoadShedding, RequestId, set_up_logging
 from service.http.routes import BENTO_PREFIX, CLIENT_LEFT, TaskRoutes, create_app, endpoints_of, mounted
@@ -131,7 +131,6 @@ class Worker:
 
     def __init__(self) -> None:
         self._broken = False
-        self._balance: ConnectionBalance | None = None
 
     @bentoml.on_deployment
     @staticmethod
@@ -161,7 +160,7 @@ class Worker:
         memory.settle()
         if all(model.engine.provider == CPU for model in models):  # a GPU must not wait for its next batch
             schedule_in_batches()
-        self._balance_connections()
+        self._balancing = asyncio.create_task(self._balance_connections())
         self._drain_on_sigterm()
         tasks = STATE.pipeline.registry.tasks()
         start_at_zero(f"{prefix}/{task}" for prefix in ("", BENTO_PREFIX) for task in tasks)
@@ -187,12 +186,13 @@ class Worker:
     async def __is_alive__(self) -> bool:
         return not self._broken
 
-    def _balance_connections(self) -> None:
+    async def _balance_connections(self) -> None:
         index = (bentoml.server_context.worker_index or 1) - 1
         file = metrics.share_folder() / "connections"
-        balance = ConnectionBalance(file, SETTINGS.worker_count(), index, lambda: connection.Connection.open_count)
-        self._reporting = asyncio.create_task(balance.keep_reporting())
-        STATE.closes_one = balance.closes_one
+        balance = ConnectionBalance(file, SETTINGS.worker_count(), index, connection.open_connections)
+        while True:
+            STATE.surplus_connections = balance.surplus()
+            await asyncio.sleep(SECONDS_BETWEEN_REPORTS)
 
     def _drain_on_sigterm(self) -> None:
         """Puts the drain before what the server does on SIGTERM: it closes the listener, and finishes what is in

@@ -36,7 +36,7 @@ def narrow_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         workers="1",
         queue_samples="2",
         timeout_ms="5000",
-        body_timeout_ms="700",
+        body_timeout_ms="1500",
         max_body_bytes="200000",
         max_files="3",
         max_pixels="10000",

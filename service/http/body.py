@@ -99,7 +99,7 @@ class _Form:
     def __init__(self, settings: Settings) -> None:
         self._max_files = settings.max_files
         # Files stay in memory, never on disk: the body's bytes are counted.
-        self.config = {"MAX_MEMORY_FILE_SIZE": settings.max_body_bytes + 1}
+        self.config = {"MAX_MEMORY_FILE_SIZE": settings.max_body_bytes + 1, "UPLOAD_ERROR_ON_BAD_CTE": True}
         self.uploads: list[Upload] = []
         self.parameters: dict[str, Any] = {}
         self.ended = False

@@ -45,7 +45,8 @@ class RequestId:
             if message["type"] == "http.response.start":
                 this.status = message["status"]
                 headers = [*message.get("headers", ()), (b"x-request-id", this.request_id.encode("ascii"))]
-                if self.state.draining or self.state.closes_one():
+                if self.state.draining or self.state.surplus_connections > 0:
+                    self.state.surplus_connections -= 1
                     headers.append((b"connection", b"close"))
                 message["headers"] = headers
             await send(message)
