@@ -16,10 +16,10 @@ CARD: Any = ModelCard.model_validate_json(json.dumps(graphs.card_content("segmen
 
 
 def test_an_overlay_is_for_png_answers_alone() -> None:
-    SEGMENT.check_request(SegmentParameters(overlay=True), PNG)
-    SEGMENT.check_request(SegmentParameters(), JSON)
+    SEGMENT.check_media_type(SegmentParameters(overlay=True), PNG)
+    SEGMENT.check_media_type(SegmentParameters(), JSON)
     with pytest.raises(InvalidParameter, match="'overlay' is for Accept: image/png"):
-        SEGMENT.check_request(SegmentParameters(overlay=True), JSON)
+        SEGMENT.check_media_type(SegmentParameters(overlay=True), JSON)
 
 
 def test_an_overlay_needs_every_pixel_and_a_mask_does_not() -> None:
