@@ -1,9 +1,18 @@
-"""State of the process that the HTTP layer needs."""
+"""State of the process that the HTTP layer needs, and the routes of its tasks."""
 
 from dataclasses import dataclass
 
 from service.pipeline import Pipeline
 from service.settings import Settings
+from service.tasks import TASKS
+from service.tasks.task import Task
+
+BENTO_PREFIX = "/bento"  # of the routes for BentoML's clients
+
+
+def task_routes() -> dict[str, Task]:
+    """Maps ``/<name>`` and ``/bento/<name>`` of every task to it."""
+    return {f"{prefix}/{name}": task for prefix in ("", BENTO_PREFIX) for name, task in TASKS.items()}
 
 
 @dataclass

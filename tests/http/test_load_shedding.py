@@ -94,7 +94,6 @@ async def test_a_service_that_stops_says_so() -> None:
     [
         ("POST", "/segment"),
         ("GET", "/classify"),
-        ("POST", "/bento/classify"),
         ("POST", "/classify/"),
         ("POST", "/"),
     ],
