@@ -227,6 +227,18 @@ async def test_samples_that_come_ready_are_refused_as_files_are(
     assert [await running, await waiting] == ["2", "2"]
 
 
+async def test_samples_that_come_ready_do_not_wait_behind_media_that_decode_slowly() -> None:
+    engine = Counting()
+    engine.gate.set()
+    async with started([loaded("classify", engine)], queue_samples=4) as pipeline:
+        model, sample = pipeline.registry.find("classify"), np.zeros((4, 4, 3), np.uint8)
+        model.batcher.admission.estimator.decoded(10.0, in_thread=True)
+        async with model.batcher.reserve(soon(60)):  # a file that is decoded in a thread
+            with pytest.raises(DeadlineUnmeetable):
+                model.batcher.reserve(soon(5))
+            assert len((await pipeline.infer(model, [sample], deadline=soon(5))).outputs) == 1
+
+
 # Hot swap of the registry
 
 

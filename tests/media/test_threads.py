@@ -45,7 +45,7 @@ def count(name: str) -> tuple[int, int]:
     over = threading.Event()
 
     def work() -> None:
-        for _ in range(100):
+        for _ in range(30):
             decode()
         over.set()
 
