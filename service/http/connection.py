@@ -58,8 +58,7 @@ class Connection(HttpToolsProtocol):
 
     def _is_idle(self) -> bool:
         """Whether all requests are answered, also one that was answered before its body came."""
-        upgraded = self not in self.connections  # to a WebSocket, which has a protocol of its own
-        return not upgraded and (self.cycle is None or self.cycle.response_complete)
+        return self.cycle is None or self.cycle.response_complete
 
     def _awaits_body(self) -> bool:
         """Whether the only request that is unanswered is one whose body is still to come."""

@@ -282,7 +282,6 @@ def test_servers_that_choose_no_protocol_get_ours(monkeypatch: pytest.MonkeyPatc
         ("on_headers_complete", ["self"]),
         ("send_400_response", ["self", "msg"]),
         ("timeout_keep_alive_handler", ["self"]),
-        ("handle_websocket_upgrade", ["self"]),
     ],
 )
 def test_uvicorns_protocol_has_the_methods_that_ours_overrides_or_calls(method: str, parameters: list[str]) -> None:
