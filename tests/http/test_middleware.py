@@ -188,4 +188,4 @@ def test_the_running_service_logs_requests(client: httpx.Client, server: Server,
         lines = [json.loads(line) for line in server.log.read_text().splitlines() if line.startswith("{")]
         line = next((line for line in lines if line["request_id"] == request_id), {})
     assert (line["path"], line["status"]) == (path, response.status_code)
-    assert line["model"] == ("tiny-classify:1" if path == "/classify" else None)
+    assert line["model"] == ("tiny-classify:1" if method == "POST" else None)

@@ -30,7 +30,7 @@ def test_batches_follow_a_models_arithmetic_or_the_settings(tmp_path: Path) -> N
     assert batches()["video"] == 13  # four thousand million multiply-accumulates a batch
     assert batches()["classify"] == 64
     assert set(batches(max_batch=5).values()) == {5}
-    assert batches(max_batch={"tiny-video": 7, "gone": 2}) == batches() | {"video": 7}
+    assert batches(max_batch={"tiny-video": 7}) == batches() | {"video": 7}
 
 
 @pytest.mark.parametrize(
