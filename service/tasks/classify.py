@@ -66,11 +66,9 @@ class Classify(Task):
 
 def check_probabilities(card: ModelCard) -> None:
     """Raises ``ValueError`` unless the only output is a probability for each category."""
-    shape = card.outputs[0].shape
-    if len(shape) != 2 or shape[1] != len(card.categories):
-        raise ValueError(
-            f"the output {card.outputs[0].name!r} is {shape}, and there are {len(card.categories)} categories"
-        )
+    output, count = card.outputs[0], len(card.categories)
+    if len(output.shape) != 2 or (isinstance(output.shape[1], int) and output.shape[1] != count):
+        raise ValueError(f"the output {output.name!r} is {output.shape}, and there are {count} categories")
 
 
 def predictions(probabilities: NDArray[np.float32], categories: tuple[str, ...], top_k: int) -> list[Prediction]:
