@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from models.datasets import VOID, DatasetError, category_folders, judged_splits, read_categories
-from models.evaluate import classification_metrics, intersection_over_union
+from models.datasets import VOID, DatasetError, category_folders, evaluated_splits
+from models.masks import read_categories
+from models.metrics import classification_metrics, intersection_over_union
 from models.recipes import RECIPES
 from service.repository.card import Metric, ModelCard
 
@@ -107,7 +108,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             answer = client.get(path).raise_for_status().json()
             for card in map(ModelCard.model_validate, answer if isinstance(answer, list) else [answer]):
                 data = arguments.data if arguments.model else arguments.data / _own_folder(card)
-                for split in [arguments.split] if arguments.split else judged_splits(data):
+                for split in [arguments.split] if arguments.split else evaluated_splits(data):
                     for metric in measure(client, card, data, split):
                         print(f"{card.key}: {metric.name} {metric.value:.4f} on {metric.samples} of {data / split}")
     except (DatasetError, OSError, httpx.HTTPError) as error:

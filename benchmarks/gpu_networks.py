@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 from torch import nn
 
 from models.architectures import ARCHITECTURES
-from models.convert import export_graph, input_spec, output_specs
-from models.graph import SERVED, Served
+from models.convert import export_graph
+from models.graph import Served
 from models.half import to_float16
 from models.inspect import complexity
 from models.pretrained import random_pictures
+from models.tasks import TASKS
 from service.repository.card import (
     AudioPreprocess,
     Complexity,
@@ -69,7 +70,7 @@ class Network:
     def served(self) -> Served:
         """Between samples and answers, in evaluation mode, in float32, on the CPU."""
         torch.manual_seed(_SEED)
-        served = SERVED[self.spec.task](ARCHITECTURES[self.name](num_classes=self.spec.categories))
+        served = TASKS[self.spec.task].served(ARCHITECTURES[self.name](num_classes=self.spec.categories))
         _settle(served, torch.from_numpy(np.stack(self.samples(2))))
         return served.eval()
 
@@ -90,7 +91,7 @@ class Network:
             if precision == "float16":
                 onnx.save(to_float16(onnx.load(self.graph("float32"))), part)
             else:
-                export_graph(self.served, self.spec.task, self.samples(2), part)
+                export_graph(self.served, TASKS[self.spec.task], self.samples(2), part)
             part.rename(path)
         return path
 
@@ -109,9 +110,9 @@ class Network:
             description="Random weights, for measuring speed.",
             categories=tuple(f"category {number}" for number in range(self.spec.categories)),
             palette=((0, 0, 0),) * self.spec.categories if self.spec.task == "segment" else None,
-            input=input_spec(self.spec.task, self.shape),
+            input=TASKS[self.spec.task].input_spec(self.shape),
             preprocess=_preprocess(self.spec.task, self.shape),
-            outputs=output_specs(self.spec.task, self.spec.categories),
+            outputs=TASKS[self.spec.task].output_specs(self.spec.categories),
             dataset=Dataset(name="none", source="none", licence="none", splits={}),
             metrics=(),
             training=Training(recipe="none: random weights", epochs=0, seed=_SEED, hardware="none", hours=0.0),

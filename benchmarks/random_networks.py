@@ -9,12 +9,13 @@ import torch
 from torch import nn
 
 from models.architectures import ARCHITECTURES
-from models.convert import PARITY_BATCHES, export_graph, input_spec, output_specs, parity
+from models.convert import PARITY_BATCHES, export_graph, parity
 from models.evaluate import torch_predict
 from models.graph import ServedClassifier
 from models.inspect import complexity
 from models.pretrained import random_pictures
 from models.published import CATEGORIES
+from models.tasks.classify import CLASSIFY
 from models.weights import read_categories
 from service.engines.onnxruntime import Engine
 from service.repository.card import Dataset, ImagePreprocess, ModelCard, Parity, Training
@@ -47,7 +48,7 @@ def publish_random(name: str, repository: Path) -> None:
     repository.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=repository.parent) as folder:
         graph, whole = Path(folder) / GRAPH, Path(folder) / "repository"
-        export_graph(served, "classify", samples, graph)
+        export_graph(served, CLASSIFY, samples, graph)
         draft = ModelCard(
             name=name,
             version=1,
@@ -56,9 +57,9 @@ def publish_random(name: str, repository: Path) -> None:
             architecture=f"{name}()",
             description="Random weights, for measuring speed.",
             categories=categories,
-            input=input_spec("classify", (side, side, 3)),
+            input=CLASSIFY.input_spec((side, side, 3)),
             preprocess=ImagePreprocess(resize="crop", sizes=((side, side),), shorter_side=shorter_side),
-            outputs=output_specs("classify", len(categories)),
+            outputs=CLASSIFY.output_specs(len(categories)),
             dataset=Dataset(name="none", source="none", licence="none", splits={}),
             metrics=(),
             training=Training(recipe="none: random weights", epochs=0, seed=SEED, hardware="none", hours=0.0),

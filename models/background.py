@@ -1,6 +1,6 @@
-"""What is not a spoken digit: pieces of environmental sounds, and silence, noise, hum, clicks and music made here.
+"""Sounds that are not spoken digits: pieces of environmental sounds, and synthetic silence, noise, hum, clicks, music.
 
-A listener that knows ten digits alone hears one in everything; this is what its eleventh category learns from.
+They are the eleventh category of the audio model, which would otherwise hear a digit in every sound.
 """
 
 import wave
@@ -11,18 +11,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.media import Limits
-from service.media.audio import decode_audio
+from service.media.audio import AudioSpec, decode
 
-RATE_HZ = 8000  # that of the Free Spoken Digit Dataset
-_SECONDS = (1.0, 1.6)  # how long a piece or noise is
-_LOUDNESS = (0.003, 0.3)  # effective value of a noise, full scale being 1
+RATE_HZ = 8000  # of the Free Spoken Digit Dataset
+_SECONDS = (1.0, 1.6)  # shortest and longest
+_LOUDNESS = (0.003, 0.3)  # root mean square of a noise; full scale is 1
 _SOUND = NDArray[np.float64]
 
 
 def write_background(sounds: list[Path], to: Path, pieces: int, noises: int, seed: int) -> None:
-    """WAV files of 8 kHz in ``to``: ``pieces`` out of each of ``sounds``, and ``noises`` of each kind.
+    """Writes WAV files of 8 kHz into ``to``: ``pieces`` cut from each of ``sounds``, and ``noises`` of each kind.
 
-    Another ``seed`` gives other pieces and other noises. Raises ``ServiceError`` for a sound that cannot be decoded.
+    Another ``seed`` gives other pieces and noises. Raises ``ServiceError`` for a sound that cannot be decoded.
     """
     to.mkdir(parents=True, exist_ok=True)
     for name, sound in _all(sounds, pieces, noises, seed):
@@ -36,7 +36,7 @@ def write_background(sounds: list[Path], to: Path, pieces: int, noises: int, see
 def _all(sounds: list[Path], pieces: int, noises: int, seed: int) -> Iterator[tuple[str, _SOUND]]:
     random = np.random.default_rng(seed)
     for path in sorted(sounds):
-        sound = decode_audio(path.read_bytes(), Limits(), sample_rate_hz=RATE_HZ).astype(np.float64)
+        sound = np.concatenate(list(decode(path.read_bytes(), AudioSpec(RATE_HZ), Limits()))).astype(np.float64)
         for number in range(pieces):
             yield f"{path.stem}-{number}", _piece(sound, random)
     for kind, make in NOISES.items():
@@ -47,7 +47,7 @@ def _all(sounds: list[Path], pieces: int, noises: int, seed: int) -> Iterator[tu
 
 
 def _piece(sound: _SOUND, random: np.random.Generator) -> _SOUND:
-    """A stretch of it, about places where it is loud: recordings of 5 s are often silent but for a moment."""
+    """The loudest of four random stretches: recordings of 5 s are often silent but for a moment."""
     length = min(_length(random), len(sound))
     starts = random.integers(0, len(sound) - length + 1, 4)
     return max((sound[start : start + length] for start in starts), key=lambda part: float(np.square(part).sum()))
@@ -57,7 +57,7 @@ def _length(random: np.random.Generator) -> int:
     return round(random.uniform(*_SECONDS) * RATE_HZ)
 
 
-# --- noises: a length in samples and random numbers -> that many samples, at any loudness ---
+# Noises: a length in samples -> so many samples, of any loudness
 
 
 def _silence(length: int, random: np.random.Generator) -> _SOUND:
@@ -65,7 +65,7 @@ def _silence(length: int, random: np.random.Generator) -> _SOUND:
 
 
 def _coloured(exponent: float) -> Callable[[int, np.random.Generator], _SOUND]:
-    """Noise whose power falls with frequency to the power of ``exponent``: 0 is white, 1 pink, 2 brown."""
+    """Noise whose power is 1 / frequency ** ``exponent``: 0 is white, 1 pink, 2 brown."""
 
     def make(length: int, random: np.random.Generator) -> _SOUND:
         spectrum = np.fft.rfft(random.standard_normal(length))
@@ -76,12 +76,12 @@ def _coloured(exponent: float) -> Callable[[int, np.random.Generator], _SOUND]:
 
 
 def _hum(length: int, random: np.random.Generator) -> _SOUND:
-    """Mains: 50 or 60 Hz and its overtones, over a little noise."""
+    """Mains hum: 50 or 60 Hz and its overtones, and a little noise."""
     return _tone(length, random.choice([50.0, 60.0]), random) + 0.01 * random.standard_normal(length)
 
 
 def _clicks(length: int, random: np.random.Generator) -> _SOUND:
-    """Knocks: 1 to 10 bursts of noise, each dying away within milliseconds."""
+    """1 to 10 bursts of noise, each decaying within milliseconds."""
     sound = 1e-3 * random.standard_normal(length)
     for _ in range(random.integers(1, 11)):
         at = random.integers(0, length)
@@ -91,7 +91,7 @@ def _clicks(length: int, random: np.random.Generator) -> _SOUND:
 
 
 def _music(length: int, random: np.random.Generator) -> _SOUND:
-    """A tune of 1 to 6 chords, each of 1 to 4 tones of the tempered scale."""
+    """1 to 6 chords, each of 1 to 4 tones of the tempered scale."""
     sound = np.zeros(length)
     bounds = np.sort(random.integers(0, length, random.integers(0, 6)))
     for part in np.split(np.arange(length), bounds):
@@ -102,7 +102,7 @@ def _music(length: int, random: np.random.Generator) -> _SOUND:
 
 
 def _tone(length: int, pitch_hz: float, random: np.random.Generator) -> _SOUND:
-    """``pitch_hz`` and those of its overtones that the rate can hold, each as loud as chance has it."""
+    """``pitch_hz`` and its overtones below the Nyquist frequency, of random loudness."""
     overtones = np.arange(1, 9)[np.arange(1, 9) * pitch_hz < RATE_HZ / 2]
     loudness = random.uniform(0, 1, len(overtones)) / overtones ** random.uniform(0, 2)
     phases = random.uniform(0, 2 * np.pi, len(overtones))[:, None]

@@ -1,4 +1,4 @@
-"""Photographs -> a data set of clips of camera motion: train, val and test share none of them."""
+"""Data set of camera motion: clips rendered from photographs, of which train, val and test share none."""
 
 import multiprocessing
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -9,10 +9,10 @@ from pathlib import Path
 import av
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from models.camera_motion import FOOTAGE_RATES_HZ, FRAME_RATE_HZ, SIZES, Frames, draw_size, render
 from models.camera_poses import CATEGORIES
+from models.progress import progress
 
 FOOTAGE_SIZES = {(360, 640): 0.5, (640, 360): 0.3, (360, 480): 0.2}
 PHOTO_SHORT_SIDE = 288  # pixels; larger photographs are reduced to it
@@ -27,7 +27,7 @@ def write_clip(
     preset: str = "ultrafast",
 ) -> None:
     """Writes frames (T,H,W,3) uint8, H and W even, as an H.264 MP4; `crf` is x264's constant rate factor."""
-    part = path.with_name(f".{path.name}.part")  # hidden from whoever reads the folder meanwhile
+    part = path.with_name(f".{path.name}.part")  # hidden until it is whole
     with av.open(part, "w", format="mp4") as container:
         options = {"crf": str(crf), "preset": preset}
         stream = container.add_stream("libx264", rate=Fraction(frame_rate_hz), options=options)
@@ -45,7 +45,7 @@ def list_photos(folder: Path) -> list[Path]:
 
 
 def split_photos(photos: Iterable[Path], seed: int) -> dict[str, list[Path]]:
-    """Shares the photographs out among train, val and test, none in two; the same for the same names and seed."""
+    """Splits the photographs into train, val and test, without overlap; the same names and seed give the same split."""
     ordered = sorted(photos)
     shuffled = [ordered[index] for index in np.random.default_rng(seed).permutation(len(ordered))]
     ends = [round(share * len(shuffled)) for share in np.cumsum(list(SHARES.values()))]
@@ -54,7 +54,7 @@ def split_photos(photos: Iterable[Path], seed: int) -> dict[str, list[Path]]:
 
 @dataclass(frozen=True)
 class Split:
-    """How many clips to render from which photographs; as filmed: larger, and with all of a camera's frames."""
+    """Photographs and the number of clips to render from them; ``as_filmed`` in a camera's size and frame rate."""
 
     photos: Sequence[Path]
     count: int
@@ -84,7 +84,7 @@ def plan_clips(destination: Path, splits: Mapping[str, Split], seed: int) -> Ite
 def render_data_set(splits: Mapping[str, Split], destination: Path, seed: int = 0, processes: int = 1) -> None:
     """Renders each split's clips to `destination/<split>/<category>/NNNNN.mp4`.
 
-    Clips that exist are kept, so a rendering that was interrupted goes on where it stopped. The frames follow from the
+    Clips that exist are kept, so an interrupted rendering continues. The frames follow from the
     photographs, the order of the splits and `seed`; x264 does not always encode them to the same bytes. Raises
     ValueError for a split that has clips to render but no photographs.
     """
@@ -94,16 +94,15 @@ def render_data_set(splits: Mapping[str, Split], destination: Path, seed: int = 
     jobs = [(split, clip) for split, clip in plan_clips(destination, splits, seed) if not clip.path.exists()]
     for folder in {clip.path.parent for _, clip in jobs}:
         folder.mkdir(parents=True, exist_ok=True)
-    with tqdm(total=len(jobs), desc=destination.name, unit="clip") as progress:
-        if processes == 1:
-            for job in jobs:
-                _render_job(job)
-                progress.update()
-            return
-        # Spawned, not forked: the caller may hold threads.
-        with multiprocessing.get_context("spawn").Pool(processes) as pool:
-            for _ in pool.imap_unordered(_render_job, jobs, chunksize=16):
-                progress.update()
+    if processes == 1:
+        for job in progress(jobs, destination.name, "clip"):
+            _render_job(job)
+        return
+    # Spawned, not forked: the caller may hold threads.
+    with multiprocessing.get_context("spawn").Pool(processes) as pool:
+        rendered = pool.imap_unordered(_render_job, jobs, chunksize=16)
+        for _ in progress(rendered, destination.name, "clip", len(jobs)):
+            pass
 
 
 def _render_job(job: tuple[Split, Clip]) -> None:

@@ -1,12 +1,12 @@
-"""Renders clips of ten kinds of camera motion: a virtual camera moves over a photograph.
+"""Renderer of clips of ten kinds of camera motion: a virtual camera moves over a photograph.
 
-The categories have the film maker's meaning: they name what the *camera* does, so the content of the picture does
-the opposite (pan left: content moves right; roll clockwise: content turns counter-clockwise).
+The categories name what the *camera* does, as in film making, so the content of the picture does the opposite (pan
+left: content moves right; roll clockwise: content turns counter-clockwise).
 
     category -> poses of the camera at the times of frames -> layers: the part of a photograph that it sees, objects
              cut out of another -> shots -> motion blur, exposure, noise, black bars -> frames (T,H,W,3) uint8
 
-``camera_poses`` says how it moves, ``camera_clips`` makes a data set of it.
+``camera_poses`` plans the motion; ``camera_clips`` makes a data set.
 """
 
 import math
@@ -33,13 +33,19 @@ from models.camera_poses import (
 Frames = NDArray[np.uint8]
 
 FRAME_RATE_HZ = 8
-SIZES = {(96, 128): 0.25, (80, 144): 0.35, (112, 112): 0.1, (128, 96): 0.1, (144, 80): 0.2}  # (H,W) px: how often
+SIZES = {
+    (96, 128): 0.25,
+    (80, 144): 0.35,
+    (112, 112): 0.1,
+    (128, 96): 0.1,
+    (144, 80): 0.2,
+}  # (H,W) -> probability
 FOOTAGE_RATES_HZ = (24, 25, 30, 50, 60)
 
 
 @dataclass(frozen=True)
 class Layer:
-    """A picture, and for each shot the matrix (K,3,3) that takes a frame's pixels to its own, projectively."""
+    """A picture, and for each shot a homography (K,3,3) from a frame's pixels to its own."""
 
     picture: Image.Image
     matrices: Floats
@@ -67,7 +73,7 @@ def render(
     blurred = rng.random() < 0.3
     times = sample_times(filmed_hz, frame_rate_hz, sub_frames=4 if blurred else 1, shutter=rng.uniform(0.3, 1))
     poses = plan_poses(category, times.ravel(), size, rng)
-    # A camera that turns sees the sides of the picture move faster than its middle; one that travels does not.
+    # When a camera turns, the sides of the picture move faster than its middle; when it travels, they do not.
     focal_px = max(size) * (math.exp(rng.uniform(0, math.log(3))) if rng.random() < 0.5 else 1e6)
     layers = [place(_as_picture(photo), poses, focal_px, size, rng)]
     if foreground is not None and rng.random() < 0.5:
@@ -78,7 +84,7 @@ def render(
 
 
 def place(photo: Image.Image, poses: Floats, focal_px: float, size: tuple[int, int], rng: np.random.Generator) -> Layer:
-    """Chooses where in the photograph the motion happens, and cuts that part out, about a pixel per frame pixel.
+    """Chooses the part of the photograph that the camera moves over, and cuts it out, about a pixel per frame pixel.
 
     The motion stays inside the photograph where it fits with 77 of its pixels to the frame's shorter side; beyond its
     border it is mirrored.
@@ -127,8 +133,8 @@ def grade(picture: Image.Image, rng: np.random.Generator) -> Image.Image:
 def cut_objects(
     photo: Image.Image, poses: Floats, focal_px: float, size: tuple[int, int], rng: np.random.Generator
 ) -> Iterator[Layer]:
-    """One to four objects that together cover up to a third of the frame: held by the camera, part of the scene or
-    nearer than it, at rest or on their own way, coming and going."""
+    """One to four objects that together cover up to a third of the frame: fixed to the camera, part of the scene or
+    nearer than it, at rest or in motion of their own, entering and leaving the frame."""
     height, width = size
     count = int(rng.integers(1, 5))
     largest = rng.choice([0.12, 0.33], p=[0.6, 0.4])
@@ -148,19 +154,19 @@ def cut_objects(
         begin, end = rng.uniform(-0.6, 0.6, (2, 2)) * (width, height)
         if nearness and rng.random() < 0.3:
             end = begin
-        way = begin + (end - begin) * progress[:, None]
+        path = begin + (end - begin) * progress[:, None]
         if rng.random() < 0.3:
             sway = 0.04 * min(size) * rng.random(2)
-            way += sway * np.stack([wobble(progress * SECONDS, TREMOR_HERTZ, rng) for _ in range(2)], axis=1)
+            path += sway * np.stack([wobble(progress * SECONDS, TREMOR_HERTZ, rng) for _ in range(2)], axis=1)
         growth = enlargement * np.exp((progress - 0.5) * rng.uniform(-0.4, 0.4) * (rng.random() < 0.3))
-        # Travelling moves what is near more than what is far; rolling turns both the same.
+        # Travel moves near objects more than far ones; a roll turns both alike.
         seen = projections(poses * [nearness, nearness, nearness, min(nearness, 1)], focal_px, size)
-        own = similarities(1 / growth[:, None], object_size / 2) @ similarities(np.ones((len(way), 2)), -way)
+        own = similarities(1 / growth[:, None], object_size / 2) @ similarities(np.ones((len(path), 2)), -path)
         yield Layer(picture, own @ seen)
 
 
 def soft_ellipse(width: int, height: int, softness: float) -> Image.Image:
-    """A mask that fills its box: 255 inside, falling to 0 over the share `softness` of the radius."""
+    """An elliptic mask: 255 inside, falling to 0 over the share `softness` of the radius."""
     y, x = np.ogrid[-1 : 1 : height * 1j, -1 : 1 : width * 1j]
     opacity = np.clip((1 - np.hypot(x, y)) / softness, 0, 1)
     return Image.fromarray((255 * opacity).astype(np.uint8))
@@ -200,9 +206,9 @@ def develop(
 
 
 def draw_bars(size: tuple[int, int], rng: np.random.Generator) -> tuple[slice, slice]:
-    """The rows and columns that black bars leave of the picture: all in four clips of five.
+    """The rows and columns inside of black bars, which one clip in five has.
 
-    An upright video in a wide frame has the widest, a third of the frame on either side.
+    The widest bars are those of an upright video in a wide frame, a third of the frame on either side.
     """
     height, width = size
     rows, columns = slice(None), slice(None)

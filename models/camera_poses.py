@@ -1,4 +1,4 @@
-"""How a camera moves: categories -> poses at the times of frames -> matrices from a frame's pixels to the scene's."""
+"""Camera motion: categories -> poses at the times of frames -> matrices from a frame's pixels to the scene's."""
 
 import math
 
@@ -51,7 +51,7 @@ def sample_times(filmed_hz: float, frame_rate_hz: float, sub_frames: int, shutte
 
 
 def plan_poses(category: str, times: Floats, size: tuple[int, int], rng: np.random.Generator) -> Floats:
-    """Poses (K,4) relative to the middle of the camera's way, for K times in seconds."""
+    """Poses (K,4) relative to the middle of the camera's path, for K times in seconds."""
     height, width = size
     poses = np.zeros((len(times), 4))
     # What one unit of each axis moves at the edge of the frame, in pixels.
@@ -123,7 +123,7 @@ def similarities(scales: Floats, shifts: Floats | float = 0.0) -> Floats:
 
 
 def _rotations(angles: Floats, from_axis: int, to_axis: int) -> Floats:
-    """Matrices (K,3,3) that turn from one axis towards another."""
+    """Matrices (K,3,3) that rotate from one axis towards another."""
     matrices = np.zeros((len(angles), 3, 3)) + np.eye(3)
     matrices[:, from_axis, from_axis] = matrices[:, to_axis, to_axis] = np.cos(angles)
     matrices[:, to_axis, from_axis] = np.sin(angles)

@@ -1,9 +1,9 @@
-"""How good a recipe is at voices or recordings that it never heard: each group of files held out once, and the mean.
+"""Cross-validation of a recipe by groups of files, such as speakers: each group held out once, and the mean.
 
 python -m models.crossvalidate RECIPE --data FOLDER [--by speaker|fold] [--run runs/crossvalidate-RECIPE]
 
-The files of train/ and test/ are put together and grouped by their names; those that belong to no group, such as the
-background to the digits, are always learnt from. After a stop, the same command goes on.
+The files of train/ and test/ are joined and grouped by their names; files of no group, such as the background of the
+digits, are always trained on. After a stop, the same command continues.
 """
 
 import argparse
@@ -17,14 +17,17 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from models.datasets import DatasetError, Example, labelled_files, load_labelled
-from models.evaluate import evaluate, torch_predict
+from models.datasets import DatasetError, Example
+from models.evaluate import torch_predict
 from models.options import within
 from models.recipes import RECIPES, Recipe
-from models.runs import CHECKPOINT, Run, TrainingError, categories_of, require_same
+from models.runs import CHECKPOINT, Run, require_same
+from models.tasks import TASKS, load_or_exit
+from models.tasks.labelled import LabelledTask
+from models.tasks.task import TrainingError
 from models.trainer import Trainer
 
-GROUPS = {  # what of a file's name, without its suffix, says which group it belongs to
+GROUPS = {  # the part of a file's name, without its suffix, that names its group
     "speaker": r"\d_(?P<group>[^_]+)_\d+",  # the Free Spoken Digit Dataset's {digit}_{speaker}_{take}
     "fold": r"(?P<group>\d+)-.+",  # ESC-10's {fold}-{recording}-{take}
 }
@@ -39,12 +42,12 @@ class Fold(NamedTuple):
 
 
 def crossvalidate(recipe: Recipe, data: Path, by: str, folder: Path, only: Sequence[str] = ()) -> dict[str, float]:
-    """Each group's share of right answers by a model that was trained on all the others, ``only`` some if so wished.
+    """Each group's accuracy by a model that was trained on all others; with ``only``, these groups alone.
 
-    Every fold has a run of its own below ``folder``; the figures so far stand in ``folder/result.json``. Raises
-    ``DatasetError`` for the data, and ``TrainingError`` where a run there was begun otherwise.
+    Every fold has a run of its own below ``folder``; results so far are in ``folder/result.json``. Raises
+    ``DatasetError`` for the data, and ``TrainingError`` where a run there was begun with other options.
     """
-    categories = categories_of(recipe, data)
+    categories = TASKS[recipe.task].categories(data, recipe.categories)
     folds = [fold for fold in read_folds(recipe, categories, data, by) if not only or fold.group in only]
     if missing := set(only) - {fold.group for fold in folds}:
         raise DatasetError(f"{data} holds no {by} {', '.join(sorted(missing))}")
@@ -63,11 +66,12 @@ def mean(accuracies: dict[str, float]) -> float:
 
 def read_folds(recipe: Recipe, categories: tuple[str, ...], data: Path, by: str) -> list[Fold]:
     """A fold for each group, by name. Raises ``DatasetError`` where there are fewer than two groups."""
+    task = TASKS[recipe.task]
     examples: list[tuple[str | None, Example]] = []
     for split in ("train", "test"):
         if (data / split).is_dir():
-            names = [path.stem for path, _ in labelled_files(data / split, categories)]
-            loaded = load_labelled(data / split, categories, recipe.preprocess)
+            names = [path.stem for path in task.files(data / split, categories)]
+            loaded = task.load(data, split, categories, recipe.preprocess, recipe.ignore_index)
             examples += zip((_group(name, by) for name in names), loaded, strict=True)
     groups = sorted({group for group, _ in examples if group is not None})
     if len(groups) < 2:
@@ -91,7 +95,7 @@ def _group(name: str, by: str) -> str | None:
 
 
 def _accuracy(recipe: Recipe, categories: tuple[str, ...], fold: Fold, folder: Path) -> float:
-    """Trains, goes on, or takes the figure of a run that is done."""
+    """Trains or continues the fold's run, or reads the result of a finished one."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     splits = {"train": len(fold.learnt), "held out": len(fold.held_out)}
     begun = Run.load(folder) if (folder / CHECKPOINT).is_file() else None
@@ -110,18 +114,19 @@ def _accuracy(recipe: Recipe, categories: tuple[str, ...], fold: Fold, folder: P
         run = trainer.run(splits)
         run.save(folder)
     predict = torch_predict(run.served().to(device), device)
-    accuracy, *_ = evaluate(predict, fold.held_out, recipe.task, len(categories), fold.group)
+    accuracy, *_ = TASKS[recipe.task].evaluate(predict, fold.held_out, len(categories), fold.group).metrics
     assert accuracy.name == "accuracy"
     (folder / RESULT).write_text(json.dumps({"accuracy": accuracy.value, "files": splits}, indent=2) + "\n")
     return accuracy.value
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Cross-validate a recipe; after a stop, the same command goes on.")
-    labelled = sorted(name for name, recipe in RECIPES.items() if recipe.task != "segment")
+    load_or_exit()
+    parser = argparse.ArgumentParser(description="Cross-validate a recipe; after a stop, the same command continues.")
+    labelled = sorted(name for name, recipe in RECIPES.items() if isinstance(TASKS[recipe.task], LabelledTask))
     parser.add_argument("recipe", choices=labelled)
     parser.add_argument("--data", type=Path, required=True, help="the data set's folder, holding train/ and test/")
-    parser.add_argument("--by", choices=GROUPS, help="what the files' names tell (audio: speaker, sounds: fold)")
+    parser.add_argument("--by", choices=GROUPS, help="the group that names state (audio: speaker, sounds: fold)")
     parser.add_argument("--run", type=Path, help="where the runs are kept (default: runs/crossvalidate-RECIPE)")
     parser.add_argument("--only", nargs="+", default=[], help="these speakers or folds alone")
     parser.add_argument("--epochs", type=within(1, 100_000))
@@ -140,7 +145,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (DatasetError, TrainingError) as error:
         raise SystemExit(f"cannot cross-validate: {error}") from error
     except KeyboardInterrupt as stop:
-        raise SystemExit(f"\nstopped; the same command goes on after the last whole epoch in {folder}") from stop
+        raise SystemExit(f"\nstopped; the same command continues after the last whole epoch in {folder}") from stop
     print(f"mean of {len(accuracies)}: accuracy {mean(accuracies):.4f} ({folder / RESULT})")
 
 

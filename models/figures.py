@@ -1,7 +1,7 @@
-"""Arrays -> figures, for ``models.report``: curves, confusion matrix, reliability, samples.
+"""Figures of ``models.report``: curves, confusion matrix, reliability diagram, samples.
 
-Drawn through matplotlib's objects, without pyplot's global state. Lengths are inches, counted from a page's top left.
-Right is blue and wrong is vermilion, which colour-blind readers tell apart, too (Okabe & Ito 2008).
+They use matplotlib's objects, without pyplot's global state. Lengths are inches from a page's top left. Correct answers
+are blue and wrong ones vermilion, which colour-blind readers can distinguish (Okabe & Ito 2008).
 """
 
 import math
@@ -28,8 +28,8 @@ BLUE, SKY, VERMILION, GREEN, ORANGE = "#0072B2", "#56B4E9", "#D55E00", "#009E73"
 INK, GREY, PALE = "#222222", "#6b6b6b", "#dddddd"
 RIGHT, WRONG = BLUE, VERMILION
 _DOTS_PER_INCH = 150
-_MARGIN, _HEADING = 0.35, 1.02  # around a page; and from its top to what is drawn
-_NUMBERED = 20  # categories: of so many at most, every cell of a confusion matrix says its number
+_MARGIN, _HEADING = 0.35, 1.02  # around a page; from its top to the figure
+_NUMBERED = 20  # categories: up to so many, the cells of a confusion matrix show numbers
 _STYLE: Any = {
     "font.family": "DejaVu Sans",
     "font.size": 9,
@@ -47,30 +47,30 @@ _STYLE: Any = {
     "hatch.linewidth": 0.6,
 }
 
-# The panels of the curves: title, whether a share, and its lines: name in the history, label, colour, dash.
+# Panels of the curves: title, True for shares, and lines: name in the history, label, colour, dash.
 _PANELS: tuple[tuple[str, bool, tuple[tuple[str, str, str, str], ...]], ...] = (
     (
         "loss",
         False,
         (
             ("training loss", "training, as optimised", ORANGE, "--"),
-            ("negative log likelihood", "{watched}, negative log likelihood", BLUE, "-"),
+            ("negative log likelihood", "{evaluated_on}, negative log likelihood", BLUE, "-"),
         ),
     ),
     (
-        "share right",
+        "share correct",
         True,
         (
             ("training accuracy", "training, augmented", ORANGE, "--"),
-            ("accuracy", "{watched}, accuracy", BLUE, "-"),
-            ("pixel accuracy", "{watched}, pixels", GREEN, "-."),
-            ("mIoU", "{watched}, mean IoU", BLUE, "-"),
+            ("accuracy", "{evaluated_on}, accuracy", BLUE, "-"),
+            ("pixel accuracy", "{evaluated_on}, pixels", GREEN, "-."),
+            ("mIoU", "{evaluated_on}, mean IoU", BLUE, "-"),
         ),
     ),
     (
         "calibration error",
         True,
-        (("expected calibration error", "{watched}, expected calibration error", BLUE, "-"),),
+        (("expected calibration error", "{evaluated_on}, expected calibration error", BLUE, "-"),),
     ),
 )
 
@@ -81,7 +81,7 @@ class Heading(NamedTuple):
 
 
 class Bin(NamedTuple):
-    """The answers whose confidence lies between ``lower`` and ``upper``; the means are NaN where there is none."""
+    """Answers whose confidence lies between ``lower`` and ``upper``; the means are NaN where there is none."""
 
     lower: float
     upper: float
@@ -98,7 +98,7 @@ class Tile(NamedTuple):
 
 
 class Group(NamedTuple):
-    """Samples that were all answered right, or all wrong; their pictures are of one size."""
+    """Samples with correct answers, or with wrong ones; their pictures have one size."""
 
     title: str
     right: bool
@@ -106,12 +106,12 @@ class Group(NamedTuple):
 
 
 class Scene(NamedTuple):
-    """A picture (H, W, 3) uint8, and its masks (H, W) uint8; where the truth is ``void``, nothing is compared."""
+    """A picture (H, W, 3) uint8, and its masks (H, W) uint8; pixels of true value ``void`` are not compared."""
 
     picture: Picture
     truth: NDArray[np.uint8]
     answer: NDArray[np.uint8]
-    share_right: float
+    share_correct: float
 
 
 def draw(path: Path, figure: Any, *arguments: Any) -> None:
@@ -122,9 +122,9 @@ def draw(path: Path, figure: Any, *arguments: Any) -> None:
         drawn.savefig(path, dpi=_DOTS_PER_INCH)
 
 
-def curves(heading: Heading, history: Sequence[Mapping[str, float]], first_epoch: int, watched: str) -> Figure:
-    """What ``history`` says of each epoch: loss, share right and calibration error, as far as it says so. ``watched``
-    names the files that each epoch was judged on."""
+def curves(heading: Heading, history: Sequence[Mapping[str, float]], first_epoch: int, evaluated_on: str) -> Figure:
+    """Loss, share correct and calibration error of each epoch, as far as ``history`` has them. ``evaluated_on`` names
+    the files of the metrics."""
     known = {name for epoch in history for name in epoch}
     panels = [
         (title, share, [line for line in lines if line[0] in known])
@@ -141,7 +141,12 @@ def curves(heading: Heading, history: Sequence[Mapping[str, float]], first_epoch
             last = max(index for index, value in enumerate(values) if not math.isnan(value))
             end = f"{values[last]:.1%}" if share else f"{values[last]:.3f}"
             axes.plot(
-                epochs, values, dash, color=colour, linewidth=1.8, label=f"{label.format(watched=watched)}: {end}"
+                epochs,
+                values,
+                dash,
+                color=colour,
+                linewidth=1.8,
+                label=f"{label.format(evaluated_on=evaluated_on)}: {end}",
             )
             axes.plot(epochs[last], values[last], "o", color=colour, markersize=5)
         axes.set_title(title, loc="left", fontsize=10, fontweight="bold")
@@ -156,14 +161,14 @@ def curves(heading: Heading, history: Sequence[Mapping[str, float]], first_epoch
 
 
 def confusion_matrix(heading: Heading, counts: NDArray[np.int64], categories: Sequence[str]) -> Figure:
-    """``counts`` (C, C), truth by row, each row shown as shares of its sum; a row without any is grey."""
+    """``counts`` (C, C), truth by row, each row shown as shares of its sum; an empty row is grey."""
     total = counts.sum(axis=1, keepdims=True)
     shares = np.divide(counts, total, out=np.full(counts.shape, np.nan), where=total > 0)
     number = len(categories)
     cell = float(np.clip(9 / number, 0.14, max(0.55, 2.6 / number)))
     side = min(number * cell, 24.0)
     points = float(np.clip(side / number * 72 * 0.62, 5, 9))
-    step = math.ceil(points / 72 / (side / number))  # where there is no room for every label, every second or third
+    step = math.ceil(points / 72 / (side / number))  # labels every second or third category where space is short
     names = [_shortened(name, 26) for name in categories]
     longest = max(map(len, names)) * points * 0.62 / 72
     left, slant = _MARGIN + 0.35 + longest, 45 if number <= _NUMBERED else 90
@@ -172,7 +177,7 @@ def confusion_matrix(heading: Heading, counts: NDArray[np.int64], categories: Se
     figure = _page(page_width, _HEADING + 0.1 + side + bottom + _MARGIN, heading)
     axes = _place(figure, left, _HEADING + 0.1, side, side)
     colours = mpl.colormaps["Blues"].with_extremes(bad=PALE)
-    # The root lets one error in a hundred be seen beside a full diagonal.
+    # The square root makes one error in a hundred visible beside a full diagonal.
     image = axes.imshow(shares, cmap=colours, norm=PowerNorm(0.5, 0, 1), interpolation="nearest", aspect="auto")
     ticks = range(0, number, step)
     axes.set_xticks(ticks, [names[index] for index in ticks], fontsize=points, rotation=slant, rotation_mode="anchor")
@@ -217,8 +222,8 @@ def _write_shares(axes: Axes, shares: NDArray[np.float64], points: float) -> Non
 
 
 def reliability(heading: Heading, bins: Sequence[Bin], answers: str) -> Figure:
-    """The reliability diagram of Guo et al. 2017 (figure 1): of the ``answers`` given with a confidence, the share that
-    is right; and below, how many are given with it."""
+    """Reliability diagram (Guo et al. 2017, figure 1): the share of correct ``answers`` by confidence; below, the
+    histogram of confidence."""
     side, low, top = 4.2, 1.0, _HEADING + 0.28
     figure = _page(_MARGIN + 0.6 + side + _MARGIN + 0.2, top + side + 0.25 + low + 0.6, heading)
     axes = _place(figure, _MARGIN + 0.6, top, side, side)
@@ -229,11 +234,11 @@ def reliability(heading: Heading, bins: Sequence[Bin], answers: str) -> Figure:
     right = np.array([each.right for each in filled])
     gap = np.array([each.confidence for each in filled]) - right
     bar: dict[str, Any] = {"width": width, "align": "edge"}
-    axes.bar(lower, right, color=SKY, edgecolor="white", linewidth=0.8, label="right", **bar)
+    axes.bar(lower, right, color=SKY, edgecolor="white", linewidth=0.8, label="correct", **bar)
     hatched: dict[str, Any] = {"facecolor": (0, 0, 0, 0), "edgecolor": VERMILION, "linewidth": 0.9, "hatch": "////"}
     axes.bar(lower, gap, bottom=right, label="gap to the mean confidence", **hatched, **bar)
     axes.plot([0, 1], [0, 1], color=INK, linewidth=1, linestyle="--", label="perfectly calibrated")
-    axes.set(xlim=(0, 1), ylim=(0, 1.005), ylabel=f"share of {answers} right")
+    axes.set(xlim=(0, 1), ylim=(0, 1.005), ylabel=f"share of {answers} correct")
     axes.tick_params(labelbottom=False)
     axes.legend(loc="lower left", bbox_to_anchor=(-0.16, 1), ncols=3, fontsize=8.5, columnspacing=1.2)
     counts = np.array([each.answers for each in filled])
@@ -248,7 +253,7 @@ def reliability(heading: Heading, bins: Sequence[Bin], answers: str) -> Figure:
 
 
 def tiles(heading: Heading, groups: Sequence[Group]) -> Figure:
-    """Each group's samples in rows of ``tile_columns``, with what was answered, how surely, and what is true."""
+    """Each group's samples in rows of ``tile_columns``, with answer, confidence and truth."""
     picture = next(tile.picture for group in groups for tile in group.tiles)
     (width, height), columns, gap, line, above = _tile_size(picture), tile_columns(picture), 0.16, 0.17, 0.33
     steps = [height + line * (1 if group.right else 2) + gap for group in groups]
@@ -275,7 +280,7 @@ def tiles(heading: Heading, groups: Sequence[Group]) -> Figure:
 
 
 def tile_columns(picture: Picture) -> int:
-    """How many pictures of this size stand in a row of ``tiles``."""
+    """The number of pictures of this size in a row of ``tiles``."""
     return max(1, int(10.5 / (_tile_size(picture)[0] + 0.16)))
 
 
@@ -286,7 +291,7 @@ def _tile_size(picture: Picture) -> tuple[float, float]:
 def scenes(
     heading: Heading, shown: Sequence[Scene], categories: Sequence[str], palette: Sequence[Colour], void: int
 ) -> Figure:
-    """A row for each scene: picture, truth, answer and where they differ; below, the colours of what occurs."""
+    """A row for each scene: picture, truth, answer and wrong pixels; below, the colours of the categories shown."""
     colours = np.full((256, 3), 255, np.uint8)  # void is white
     colours[: len(palette)] = palette
     width, gap, above, most = 2.55, 0.12, 0.3, 2.6
@@ -308,7 +313,9 @@ def scenes(
         panels = (scene.picture, colours[scene.truth], colours[scene.answer], _errors(scene, void))
         for column, panel in enumerate(panels):
             _show(canvas, panel, _MARGIN + column * (width + gap), top, wide, high, PALE)
-        canvas.text(_MARGIN, top + high + 0.13, f"{scene.share_right:.1%} of the pixels right", size=8.5, va="center")
+        canvas.text(
+            _MARGIN, top + high + 0.13, f"{scene.share_correct:.1%} of the pixels correct", size=8.5, va="center"
+        )
         top += high + above
     for number, (name, colour) in enumerate(names):
         left, middle = _MARGIN + number % per_line * entry, top + 0.25 + number // per_line * 0.24
@@ -318,7 +325,7 @@ def scenes(
 
 
 def _errors(scene: Scene, void: int) -> Picture:
-    """The picture in grey, with the wrong pixels in the colour of what is wrong, and void in white."""
+    """The picture in grey, with wrong pixels in vermilion and void in white."""
     grey = scene.picture.mean(axis=2, keepdims=True) * 0.6 + 80
     picture = np.repeat(grey, 3, axis=2).astype(np.uint8)
     picture[scene.truth != scene.answer] = np.array(mpl.colors.to_rgb(WRONG)) * 255
@@ -327,8 +334,8 @@ def _errors(scene: Scene, void: int) -> Picture:
 
 
 def spectrogram(waveform: NDArray[np.floating], sample_rate_hz: int) -> Picture:
-    """(T,) -> its short-time power in windows of 32 ms, time rightwards, 0 Hz to half the sample rate upwards, 80
-    decibels from dark to bright; as wide as the sound is long."""
+    """(T,) -> spectrogram in windows of 32 ms: time rightwards, 0 Hz to half the sample rate upwards, 80 dB of
+    brightness."""
     size = min(2 ** round(math.log2(0.032 * sample_rate_hz)), len(waveform))
     windows = np.lib.stride_tricks.sliding_window_view(waveform, size)[:: max(1, size // 8)]
     power = np.abs(np.fft.rfft(windows * np.hanning(size), axis=1)) ** 2
@@ -337,7 +344,7 @@ def spectrogram(waveform: NDArray[np.floating], sample_rate_hz: int) -> Picture:
 
 
 def film_strip(frames: NDArray[np.uint8]) -> Picture:
-    """(T, H, W, 3) -> its first, middle and last frame side by side, a white line between."""
+    """(T, H, W, 3) -> the first, middle and last frame side by side, with white lines between."""
     line = np.full((frames.shape[1], max(1, frames.shape[2] // 32), 3), 255, np.uint8)
     return np.concatenate([frames[0], line, frames[len(frames) // 2], line, frames[-1]], axis=1)
 
@@ -376,13 +383,13 @@ def _show(canvas: Axes, picture: Picture, left: float, top: float, width: float,
 
 
 def _within(picture: Picture, width: float, height: float) -> tuple[float, float]:
-    """The size in inches of the picture, as large as fits."""
+    """The largest size of the picture, in inches, that fits."""
     scale = min(width / picture.shape[1], height / picture.shape[0])
     return picture.shape[1] * scale, picture.shape[0] * scale
 
 
 def _room(inches: float, points: float) -> int:
-    """How many letters of a size stand in a width."""
+    """The number of letters of a size that fit into a width."""
     return int(inches * 72 / (points * 0.6))
 
 

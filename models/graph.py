@@ -1,24 +1,22 @@
-"""What of serving belongs in the graph: normalisation before the network, softmax or argmax after it.
+"""Graphs around networks: normalisation before the network, softmax or argmax after it.
 
-The same module is trained through (``prepare``), evaluated and exported, so that the three cannot differ.
+Training (by ``prepare``), evaluation and export use the same module, so that the three cannot differ.
 """
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from service.repository.card import Task
-
-# Colour means and deviations of ImageNet's photographs, in 0..255, as torchvision's published weights expect them.
+# Means and standard deviations of ImageNet's and Kinetics-400's colours, in 0..255, as torchvision's weights expect.
 IMAGENET_MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
 IMAGENET_STD = (0.229 * 255, 0.224 * 255, 0.225 * 255)
-KINETICS_MEAN = (0.43216 * 255, 0.394666 * 255, 0.37645 * 255)  # of Kinetics-400's clips, for the same
+KINETICS_MEAN = (0.43216 * 255, 0.394666 * 255, 0.37645 * 255)
 KINETICS_STD = (0.22803 * 255, 0.22145 * 255, 0.216989 * 255)
-_QUIET = 1e-3  # added to a window's loudness (full scale is 1): silence is not blown up to full volume
+_LOUDNESS_FLOOR = 1e-3  # added to a window's root mean square (full scale is 1), so that silence is not amplified
 
 
 class Served(nn.Module):
-    """A network between its media's samples and its task's outputs. ``temperature`` divides the logits."""
+    """A network between samples and a task's outputs. ``temperature`` divides the logits."""
 
     temperature: Tensor
 
@@ -32,16 +30,18 @@ class Served(nn.Module):
         raise NotImplementedError
 
     def logits(self, batch: Tensor) -> Tensor:
-        """Samples -> what softmax is taken of, but for the temperature: (N, C), or (N, C, H, W)."""
+        """Samples -> logits before the temperature: (N, C), or (N, C, H, W)."""
         logits: Tensor = self.network(self.prepare(batch))
         return logits
 
-    def forward(self, batch: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(self, batch: Tensor) -> Tensor | tuple[Tensor, ...]:
         """Samples -> the graph's outputs: for a classifier its probabilities (N, C)."""
         return F.softmax(self.logits(batch) / self.temperature, dim=1)
 
 
-class _Pictures(Served):
+class ServedOnColours(Served):
+    """Base of networks on RGB media, which are normalised per colour."""
+
     mean: Tensor
     std: Tensor
 
@@ -55,23 +55,23 @@ class _Pictures(Served):
         self.register_buffer("mean", torch.tensor(mean), persistent=False)
         self.register_buffer("std", torch.tensor(std), persistent=False)
 
-    def normalised(self, batch: Tensor) -> Tensor:
-        """Channels last, 0 to 255, of any type -> float of mean 0 and deviation 1."""
+    def normalise(self, batch: Tensor) -> Tensor:
+        """Channels last, 0 to 255, any dtype -> float of mean 0 and standard deviation 1."""
         return (batch.float() - self.mean) / self.std
 
 
-class ServedClassifier(_Pictures):
+class ServedClassifier(ServedOnColours):
     """(N, H, W, 3) uint8 -> probabilities (N, C).
 
-    With ``views`` of 6 the logits are the mean over the picture and its mirror image, and half as much over both,
-    shifted by a pixel up and left, and down and right: what of the answer hangs on the grid goes (Krizhevsky et al.
-    2012, section 4.1, averages ten views; these are those of Jordan 2024, section 3.5).
+    With ``views`` of 6 the logits are a weighted mean over six views of the picture (test-time augmentation): the
+    picture and its mirror image, and at half the weight both shifted by one pixel up and left, and down and right
+    (Jordan 2024, section 3.5; Krizhevsky et al. 2012, section 4.1, average ten views).
     """
 
     views = 1
 
     def prepare(self, batch: Tensor) -> Tensor:
-        return self.normalised(batch).permute(0, 3, 1, 2)
+        return self.normalise(batch).permute(0, 3, 1, 2)
 
     def logits(self, batch: Tensor) -> Tensor:
         if self.views == 1:
@@ -86,35 +86,30 @@ class ServedClassifier(_Pictures):
         return (weights[:, None, None] * logits.float().reshape(6, -1, logits.shape[1])).sum(dim=0)
 
 
-class ServedSegmenter(ServedClassifier):
+class ServedSegmenter(ServedOnColours):
     """(N, H, W, 3) uint8 -> each pixel's category (N, H, W) uint8 and its probability (N, H, W) float32."""
+
+    def prepare(self, batch: Tensor) -> Tensor:
+        return self.normalise(batch).permute(0, 3, 1, 2)
 
     def forward(self, batch: Tensor) -> tuple[Tensor, Tensor]:
         logits = self.logits(batch) / self.temperature
         likeliest, index = logits.max(dim=1)
-        # softmax at the arg max alone: exp(max - logsumexp) spares a map of probabilities per category
+        # Softmax at the argmax alone: exp(max - logsumexp) avoids a map of probabilities per category.
         confidence = torch.exp(likeliest - torch.logsumexp(logits, dim=1))
         return index.to(torch.uint8), confidence
 
 
-class ServedListener(Served):
-    """(N, 1, T) float32 waveforms -> probabilities (N, C); each window is heard at the same loudness."""
+class ServedAudioClassifier(Served):
+    """(N, 1, T) float32 waveforms -> probabilities (N, C); each window is scaled to the same loudness."""
 
     def prepare(self, batch: Tensor) -> Tensor:
         centred = batch - batch.mean(dim=2, keepdim=True)
-        return centred / (centred.square().mean(dim=2, keepdim=True).sqrt() + _QUIET)
+        return centred / (centred.square().mean(dim=2, keepdim=True).sqrt() + _LOUDNESS_FLOOR)
 
 
-class ServedWatcher(_Pictures):
+class ServedVideoClassifier(ServedOnColours):
     """(N, T, H, W, 3) uint8 -> probabilities (N, C)."""
 
     def prepare(self, batch: Tensor) -> Tensor:
-        return self.normalised(batch).permute(0, 4, 1, 2, 3)
-
-
-SERVED: dict[Task, type[Served]] = {
-    "classify": ServedClassifier,
-    "segment": ServedSegmenter,
-    "audio": ServedListener,
-    "video": ServedWatcher,
-}
+        return self.normalise(batch).permute(0, 4, 1, 2, 3)

@@ -1,11 +1,11 @@
-"""A graph in float32 -> the same graph with float16 weights and arithmetic between its first and its last weights.
+"""Conversion of a graph to float16 weights and arithmetic between its first and its last weights.
 
-What stays in float32 is what float16 would spoil and what costs little: normalisation, whose inputs reach 255 and whose
-sums are over whole windows; all that leads to a logarithm, which spreads small numbers; the layer that tells the
-categories apart, and the temperature, softmax or arg max after it. Inputs and outputs keep their dtypes.
+Parts that lose too much precision, and cost little, stay in float32: normalisation, whose inputs reach 255 and whose
+sums are over whole windows; all that leads to a logarithm, which amplifies errors of small numbers; the last layer, and
+the temperature, softmax or argmax after it. Inputs and outputs keep their dtypes.
 
-The graph is changed rather than the network, because in the graph batch norms are part of the convolutions before them
-already: a variance in float16 could overflow, and each weight is rounded once.
+The graph is changed rather than the network, because the graph's batch norms are folded into convolutions: a variance
+in float16 could overflow, and each weight is rounded once.
 """
 
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper, shape_inference
 
 _WEIGHTED = {"Conv", "Gemm", "MatMul"}
 _LOGARITHM = "Log"
-_SHAPES = {"Shape", "Size"}  # read how large a tensor is, of any dtype
+_SHAPES = {"Shape", "Size"}  # read the shape of a tensor of any dtype
 _SUFFIX = "_float16"
 
 
@@ -31,7 +31,7 @@ def to_float16(model: onnx.ModelProto) -> onnx.ModelProto:
         raise ValueError("nothing of the graph would compute in float16: it has no two layers with weights in a row")
     floats = _float32_tensors(graph)
     weights = {tensor.name: tensor for tensor in graph.initializer}
-    twins: dict[str, str] = {}  # a float32 tensor -> the one that holds it in float16
+    twins: dict[str, str] = {}  # a float32 tensor -> its float16 version
     nodes: list[NodeProto] = []
     for index, node in enumerate(graph.node):
         if node.op_type in _SHAPES:
@@ -65,10 +65,10 @@ def to_float16(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def _float16_nodes(nodes: Sequence[NodeProto]) -> set[int]:
-    """The indices of the nodes between the first and the last weights, both layers with weights but the last included,
-    that lead to no logarithm. ``nodes`` are in the order in which they run, as ONNX asks."""
+    """Indices of the nodes from the first layer with weights up to, but without, the last one, that lead to no
+    logarithm. ``nodes`` are in topological order, as ONNX requires."""
     makers: dict[str, int] = {}
-    needs: list[set[int]] = []  # of each node, all the nodes that it computes with
+    needs: list[set[int]] = []  # for each node, all its ancestors
     for index, node in enumerate(nodes):
         direct = {makers[name] for name in node.input if name in makers}
         needs.append(direct.union(*(needs[maker] for maker in direct)))
@@ -87,7 +87,7 @@ def _float32_tensors(graph: onnx.GraphProto) -> set[str]:
 
 
 def _float_inputs(node: NodeProto, floats: set[str]) -> list[int]:
-    """Which inputs of a node have to be float16 for it to compute in float16."""
+    """Positions of the inputs that have to be float16 for a node to compute in float16."""
     if node.op_type in _SHAPES:
         return []
     names = node.input[:1] if node.op_type == "Resize" else node.input  # its scales stay float32

@@ -1,10 +1,10 @@
-"""What a network is made of: layer by layer its parameters, multiply-accumulates, geometry and receptive field.
+"""Layers of a network: parameters, multiply-accumulates (MACs), geometry and receptive field of each.
 
 python -m models.inspect NAME [--size N ...] [--categories N]
 
-NAME is, looked for in this order, an architecture, perhaps with options (``"resnet_cifar(depth=56)"``), a recipe, a
-run's folder, or a published model: its folder or, in the bundled repository, its name. Networks are looked at on
-torch's meta device, which computes shapes only; of a published model, its card is shown.
+NAME is, in this order, an architecture, perhaps with options (``"resnet_cifar(depth=56)"``), a recipe, a run's folder,
+or a published model: its folder or, in the bundled repository, its name. Networks run on torch's meta device, which
+computes shapes only; a published model's figures are its card's.
 """
 
 import argparse
@@ -14,16 +14,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import ValidationError
 from torch import Tensor, nn
 
 from models.architectures import ARCHITECTURES
-from models.recipes import RECIPES
+from models.evaluate import read_card
+from models.recipes import RECIPES, Recipe
 from models.runs import CHECKPOINT, Run
-from service.repository.card import AudioPreprocess, Complexity, Layer, ModelCard, Preprocess, VideoPreprocess
+from models.tasks import TASKS, load_or_exit
+from models.tasks.task import TrainingError
+from service.errors import ModelRefused
+from service.repository.card import Complexity, Layer, ModelCard
 from service.repository.folder import BUNDLED, CARD, find_models
 
-INPUTS: dict[str, tuple[int, ...]] = {  # what each network was made for, channels first
+INPUTS: dict[str, tuple[int, ...]] = {  # that each network was made for, channels first
     "alexnet": (3, 224, 224),
     "alexnet_cifar": (3, 32, 32),
     "resnet18": (3, 224, 224),
@@ -49,18 +52,17 @@ _ASIDE = "downsample"  # projections on shortcuts, which run beside the longest 
 
 
 class InspectionError(Exception):
-    """Nothing of this name, or a network that cannot be built or run like this; the message says which."""
+    """A name of nothing, or a network that cannot be built or run like this; the message says which."""
 
 
 def complexity(network: nn.Module, sample: Tensor) -> Complexity:
-    """Of ``network`` in evaluation mode on one prepared ``sample`` (1, C, …).
+    """Complexity of ``network`` in evaluation mode on one prepared ``sample`` (1, C, …).
 
-    Each layer that runs, has parameters or sees more than one position is counted, in the order in which they run; what
-    serves training alone (the auxiliary head of a segmenter) does not run. The receptive field is that of one position
-    of the last feature map, in input steps per axis: along the layers, r += (kernel - 1) * dilation * jump and jump *=
-    stride (Araujo et al. 2019, section 2); where a finer grid is interpolated, by one jump of the coarser one. Layers
-    beside the longest path (shortcuts) do not widen it. It can be larger than the input. Axes that the input has not,
-    as the bands of a sound, come last and have no field.
+    Layers that run and have parameters, or that pool, are listed in the order in which they run; a segmenter's
+    auxiliary head does not run. The receptive field is that of one position of the last feature map, in input steps per
+    axis: along the layers, r += (kernel - 1) * dilation * jump and jump *= stride (Araujo et al. 2019, section 2); an
+    interpolation to a finer grid adds one jump of the coarser grid. Layers on shortcuts do not widen it. It can be
+    larger than the input.
     """
     path = _Path(sample.dim() - 2)
     layers: list[Layer] = []
@@ -100,17 +102,17 @@ def complexity(network: nn.Module, sample: Tensor) -> Complexity:
 
 
 class _Path:
-    """The longest path as far as it has been walked: what one position of its grid sees of the input, per axis."""
+    """Receptive field and jump along the longest path, up to the layer that ran last, per axis."""
 
     def __init__(self, dimensions: int) -> None:
         self.field = [1] * dimensions
         self.jump = [1] * dimensions  # input steps between neighbours on the grid
         self.grid: tuple[int, ...] = ()  # positions of the last layer's output; none before the first
-        self.beside = self.field, self.jump  # the same, at the last layer that ran aside
+        self.beside = self.field, self.jump  # the same, at the last layer on a shortcut
         self.ended = False
 
     def step(self, module: nn.Module, entering: Tensor, output: Tensor, aside: bool) -> dict[str, Any]:
-        """The layer's geometry, and field and jump at its output; walks on unless the layer is ``aside``."""
+        """The layer's geometry, and field and jump at its output; advances unless the layer is ``aside``."""
         self.ended = self.ended or isinstance(module, _ENDS)
         if self.ended:
             return {}
@@ -133,7 +135,7 @@ class _Path:
 
 
 def _geometry(module: nn.Module, dimensions: int) -> dict[str, tuple[int, ...]]:
-    """Per axis; average poolings know no dilation."""
+    """Kernel, stride, padding and dilation per axis; average poolings have no dilation."""
     values: tuple[Any, ...] = (module.kernel_size, module.stride, module.padding, getattr(module, "dilation", 1))
     axes = (value if isinstance(value, tuple) else (value,) * dimensions for value in values)
     return dict(zip(_GEOMETRY, axes, strict=True))
@@ -148,20 +150,20 @@ def _macs(module: nn.Module, output: Tensor) -> int:
 
 
 def report(name: str, size: Sequence[int] = (), categories: int | None = None) -> str:
-    """The table of layers of what ``name`` names, and a line of totals. Raises ``InspectionError``.
+    """The table of layers, and a line of totals. Raises ``InspectionError``.
 
     ``size`` replaces the last axes of the input; a single number is the side of a square.
     """
     architecture, options = _call(name)
     if architecture in ARCHITECTURES:
-        return _of_network(architecture, options, categories, INPUTS[architecture], size)
+        return _of_network(architecture, options, categories, _usual_input(architecture), size)
     folder = Path(name)
     run = Run.load(folder) if name not in RECIPES and (folder / CHECKPOINT).is_file() else None
     if run or name in RECIPES:
         recipe = run.recipe if run else RECIPES[name]
         named = run.categories if run else recipe.categories or recipe.palette
         count = categories or (len(named) if named else None)
-        return _of_network(recipe.architecture, recipe.options, count, _input(recipe.preprocess), size)
+        return _of_network(recipe.architecture, recipe.options, count, _input(recipe), size)
     card = _published(folder)
     if size or categories:
         raise InspectionError(f"{name} is published, its figures are its card's: leave out --size and --categories")
@@ -182,13 +184,21 @@ def _call(text: str) -> tuple[str, dict[str, Any]]:
         raise InspectionError(f"{text!r} is not of the form NAME(OPTION=VALUE, …)") from error
 
 
-def _input(preprocess: Preprocess) -> tuple[int, ...]:
-    """The shape of a network's input, channels first."""
-    if isinstance(preprocess, AudioPreprocess):
-        return (1, preprocess.window_samples)
-    if isinstance(preprocess, VideoPreprocess):
-        return (3, preprocess.frames, *preprocess.size)
-    return (3, *preprocess.sizes[0])
+def _usual_input(architecture: str) -> tuple[int, ...]:
+    """The input that an architecture was made for: a task's own architecture has that of its recipe."""
+    if architecture in INPUTS:
+        return INPUTS[architecture]
+    for recipe in RECIPES.values():
+        if recipe.architecture == architecture:
+            return _input(recipe)
+    raise InspectionError(f"no recipe uses the architecture {architecture}, so the shape of its input is unknown")
+
+
+def _input(recipe: Recipe) -> tuple[int, ...]:
+    """The shape of the network's input, channels first."""
+    with torch.device("meta"), torch.no_grad():
+        served = TASKS[recipe.task].served(nn.Identity())
+        return tuple(served.prepare(torch.empty(1, *recipe.preprocess.sample_shapes()[0])).shape[1:])
 
 
 def _of_network(
@@ -213,12 +223,9 @@ def _of_network(
 
 
 def _published(folder: Path) -> ModelCard:
-    """By its folder, or by its name (``name`` or ``name:version``) in the bundled repository."""
+    """Card of a model, by its folder or by its name (``name`` or ``name:version``) in the bundled repository."""
     if (folder / CARD).is_file():
-        try:
-            return ModelCard.model_validate_json((folder / CARD).read_bytes())
-        except ValidationError as error:
-            raise InspectionError(f"{folder / CARD} is not a card: {error.errors()[0]['msg']}") from error
+        return read_card(folder)
     models, _ = find_models(BUNDLED)
     cards = [model.card for model in models if str(folder) in (model.card.name, model.card.key)]
     if not cards:
@@ -244,7 +251,7 @@ def _shown(title: str, found: Complexity) -> str:
 
 
 def table(layers: Sequence[Layer]) -> str:
-    """A line per layer: text to the left, counts to the right; the field and the jump are in input steps."""
+    """A line per layer: text aligned left, counts right; field and jump are in input steps."""
     rows: list[tuple[str, ...]] = [("layer", "kind", "output", "parameters", "MACs", *_GEOMETRY, "field", "jump")]
     for layer in layers:
         counts = (f"{layer.parameters:,}", f"{layer.macs:,}")
@@ -267,6 +274,7 @@ def _times(axes: Sequence[int] | None) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
+    load_or_exit()
     parser = argparse.ArgumentParser(description="Print a network layer by layer: sizes, costs, receptive fields.")
     parser.add_argument("name", metavar="NAME", help="an architecture, recipe, run's folder or published model")
     parser.add_argument("--size", type=int, nargs="+", default=(), metavar="N", help="of the input's last axes")
@@ -276,7 +284,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error("--size and --categories are numbers from 1 up")
     try:
         print(report(arguments.name, arguments.size, arguments.categories))
-    except (InspectionError, FileNotFoundError) as error:
+    except (InspectionError, ModelRefused, TrainingError, FileNotFoundError) as error:
         raise SystemExit(f"cannot inspect: {error}") from error
 
 

@@ -1,16 +1,15 @@
-"""Weights from elsewhere -> a servable model: those that torchvision publishes, or a file at hand.
+"""Publication of weights that were trained elsewhere: torchvision's, or a file's.
 
     python -m models.pretrained NAME                                       downloads, checks the sha256, publishes
     python -m models.pretrained NAME --weights FILE                        the same file, downloaded by hand
     python -m models.pretrained NAME --weights FILE --categories FILE      one's own, for the network NAME
 
-Whether a file is the published one is told by its sha256, never by its name. Of the two sets of weights that there are
-of ResNet-50 and ResNet-101 it is the newer, IMAGENET1K_V2, as torchvision itself brings by default.
+A file is recognised as the published one by its sha256, never by its name. ResNet-50 and ResNet-101 take the newer of
+torchvision's two sets of weights, IMAGENET1K_V2, which is torchvision's default.
 """
 
 import argparse
 import math
-import shlex
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -22,31 +21,28 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from models.convert import PARITY_BATCHES, ExportError, export_graph, halve_graph, input_spec, output_specs, parity
+from models.commands import command, serve_command
+from models.convert import PARITY_BATCHES, ExportError, export_graph, halve_graph, parity
 from models.evaluate import torch_predict
-from models.graph import Served, ServedClassifier, ServedSegmenter, ServedWatcher
+from models.graph import Served, ServedOnColours
 from models.inspect import complexity
 from models.options import PRECISIONS, add_precision, model_name
 from models.published import CATEGORIES, PRETRAINED, Pretrained
 from models.runs import hardware
+from models.tasks import TASKS
 from models.weights import WeightsError, build_network, categories_told_apart, download, read_categories, read_weights
 from service.engines.onnxruntime import Engine
 from service.errors import ModelRefused
 from service.repository.card import (
-    Colour,
     Dataset,
-    ImagePreprocess,
     ModelCard,
     Parity,
     Precision,
-    Task,
     Training,
-    VideoPreprocess,
 )
 from service.repository.folder import BUNDLED, GRAPH, file_entry, next_version, publish
 
 MASK_VALUES = 256
-_SERVED = {"classify": ServedClassifier, "segment": ServedSegmenter, "video": ServedWatcher}
 
 
 def publish_pretrained(
@@ -66,12 +62,14 @@ def publish_pretrained(
     """
     pretrained = PRETRAINED[name]
     network, names = _network_and_categories(name, weights, categories)
-    served = _SERVED[pretrained.task](network, pretrained.mean, pretrained.std).eval()
-    shape = _sample_shape(pretrained.preprocess)
-    samples = random_pictures(_compared_shape(shape, pretrained.task), sum(PARITY_BATCHES))
+    task = TASKS[pretrained.task]
+    assert issubclass(task.served, ServedOnColours)
+    served = task.served(network, pretrained.mean, pretrained.std).eval()
+    shape = pretrained.preprocess.sample_shapes()[0]
+    samples = random_pictures(task.parity_shape(shape), sum(PARITY_BATCHES))
     with tempfile.TemporaryDirectory() as folder:
         graph = Path(folder) / GRAPH
-        export_graph(served, pretrained.task, samples, graph)
+        export_graph(served, task, samples, graph)
         if precision == "float16":
             halve_graph(graph)
         said = {"name": model, "version": next_version(repository, model), "default": default, "precision": precision}
@@ -96,7 +94,7 @@ def _network_and_categories(
     if (count := categories_told_apart(network)) != len(names):
         hint = "" if categories else "; name its own by --categories FILE"
         raise WeightsError(f"{weights} tells {count} categories apart, {len(names)} are named{hint}")
-    if pretrained.task == "segment" and count > MASK_VALUES:
+    if pretrained.palette is not None and count > MASK_VALUES:
         raise WeightsError(f"{weights} tells {count} categories apart, a mask holds at most {MASK_VALUES}")
     return network, names
 
@@ -110,8 +108,9 @@ def _draft_card(
     graph: Path,
     **said: Any,
 ) -> ModelCard:
-    """The card but for whether the graph agrees with PyTorch; ``said`` is what the publisher chooses of it."""
+    """The card without parity, which the finished graph is measured for; ``said`` are the publisher's fields."""
     pretrained = PRETRAINED[network]
+    task = TASKS[pretrained.task]
     with torch.inference_mode():
         prepared = served.prepare(torch.zeros(1, *shape, dtype=torch.uint8))
     description, dataset, training = _provenance(pretrained, weights)
@@ -121,10 +120,10 @@ def _draft_card(
         architecture=f"{network}()",
         description=description,
         categories=categories,
-        palette=voc_colours(len(categories)) if pretrained.task == "segment" else None,
-        input=input_spec(pretrained.task, shape),
+        palette=None if pretrained.palette is None else pretrained.palette(len(categories)),
+        input=task.input_spec(shape),
         preprocess=pretrained.preprocess,
-        outputs=output_specs(pretrained.task, len(categories)),
+        outputs=task.output_specs(len(categories)),
         dataset=dataset,
         metrics=(),
         training=training,
@@ -135,7 +134,7 @@ def _draft_card(
 
 
 def random_pictures(shape: tuple[int, ...], count: int) -> list[NDArray[np.uint8]]:
-    """(…, H, W, 3), uint8: blurred patches of colour with some grain, as in photographs nothing is flat."""
+    """(…, H, W, 3), uint8: blurred patches of colour with noise, as photographs have no flat areas."""
     random = np.random.default_rng(0)
     height, width = shape[-3:-1]
 
@@ -148,29 +147,8 @@ def random_pictures(shape: tuple[int, ...], count: int) -> list[NDArray[np.uint8
     return [np.stack([picture() for _ in range(each)]).reshape(shape) for _ in range(count)]
 
 
-def voc_colours(count: int) -> tuple[Colour, ...]:
-    """VOC's own, black first, for up to 256 categories: the bits of a number, lowest first, go to red, green and blue
-    in turn, there from the highest down (VOClabelcolormap.m of the development kit, Everingham et al. 2010)."""
-
-    def channel(number: int, first: int) -> int:
-        return sum((number >> (3 * place + first) & 1) << (7 - place) for place in range(3))
-
-    return tuple((channel(number, 0), channel(number, 1), channel(number, 2)) for number in range(count))
-
-
-def _sample_shape(preprocess: ImagePreprocess | VideoPreprocess) -> tuple[int, ...]:
-    if isinstance(preprocess, VideoPreprocess):
-        return (preprocess.frames, *preprocess.size, 3)
-    return (*preprocess.sizes[0], 3)
-
-
-def _compared_shape(shape: tuple[int, ...], task: Task) -> tuple[int, ...]:
-    """A segmenter's graph takes pictures of any size: a quarter of its own spares minutes on a CPU."""
-    return (shape[0] // 4, shape[1] // 4, 3) if task == "segment" else shape
-
-
 def _provenance(pretrained: Pretrained, path: Path) -> tuple[str, Dataset, Training]:
-    """The card's description, data and training: torchvision's for its own weights, what is known of any other."""
+    """The card's description, data and training: torchvision's for its own weights, what is known for others."""
     if pretrained.is_in(path):
         description = f"{pretrained.description} torchvision states {pretrained.stated}; it was not measured here."
         recipe, dataset = f"torchvision {pretrained.file}: {pretrained.recipe}", pretrained.dataset
@@ -196,10 +174,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         weights = arguments.weights or download(arguments.network)
     except WeightsError as error:
-        given = shlex.join([*(sys.argv[1:] if argv is None else argv), "--weights", pretrained.file])
+        given = command("models.pretrained", *(sys.argv[1:] if argv is None else argv), "--weights", pretrained.file)
         raise SystemExit(
-            f"cannot publish: {error}\ndownload {pretrained.url} by hand, and give it:\n"
-            f"  python -m models.pretrained {given}"
+            f"cannot publish: {error}\ndownload {pretrained.url} by hand, and give it:\n  {given}"
         ) from error
     try:
         card = publish_pretrained(
@@ -216,7 +193,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     place = arguments.repository / card.name / str(card.version)
     print(f"published {card.key} in {place}: {card.training.recipe}; {len(card.categories)} categories")
     print(f"differs from PyTorch by {card.parity.largest_difference:.1e}; serve it:")
-    print(f"  CONVSERVE_REPOSITORY={arguments.repository.resolve()} make serve")
+    print(f"  {serve_command(arguments.repository)}")
 
 
 if __name__ == "__main__":

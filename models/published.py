@@ -1,10 +1,11 @@
-"""What torchvision publishes: which file for which network, of what data, and with what preprocessing."""
+"""Weights that torchvision publishes: file, data, preprocessing and categories of each network."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from models.graph import IMAGENET_MEAN, IMAGENET_STD, KINETICS_MEAN, KINETICS_STD
-from service.repository.card import Dataset, ImagePreprocess, Task, VideoPreprocess
+from service.repository.card import Colour, Dataset, ImagePreprocess, VideoPreprocess
 from service.repository.folder import file_entry
 
 ADDRESS = "https://download.pytorch.org/models/"
@@ -15,10 +16,10 @@ _LICENCE = "weights: BSD 3-Clause (torchvision); the data's own terms: "
 
 @dataclass(frozen=True)
 class Pretrained:
-    """Weights that torchvision publishes, fed as it feeds them when it measures them."""
+    """One file of weights, with the preprocessing that torchvision measures it with."""
 
     file: str  # ends with the first eight digits of its sha256
-    task: Task
+    task: str
     description: str
     stated: str  # what torchvision measured
     preprocess: ImagePreprocess | VideoPreprocess
@@ -27,6 +28,7 @@ class Pretrained:
     recipe: str
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
+    palette: Callable[[int], tuple[Colour, ...]] | None = None  # of so many categories, where answers are masks
 
     @property
     def url(self) -> str:
@@ -37,8 +39,18 @@ class Pretrained:
         return Path(self.file).stem.rpartition("-")[2]
 
     def is_in(self, path: Path) -> bool:
-        """Whether the file ``path`` holds these very weights."""
+        """True if the file ``path`` holds these very weights."""
         return file_entry(path).sha256.startswith(self.sha256_prefix)
+
+
+def voc_colours(count: int) -> tuple[Colour, ...]:
+    """VOC's colours, black first, for up to 256 categories: the bits of a number, lowest first, go to red, green and
+    blue in turn, there from the highest down (VOClabelcolormap.m of the development kit, Everingham et al. 2010)."""
+
+    def channel(number: int, first: int) -> int:
+        return sum((number >> (3 * place + first) & 1) << (7 - place) for place in range(3))
+
+    return tuple((channel(number, 0), channel(number, 1), channel(number, 2)) for number in range(count))
 
 
 def _imagenet(file: str, stated: str, shorter_side: int, recipe: str) -> Pretrained:
@@ -75,11 +87,12 @@ def _coco(file: str, stated: str, recipe: str) -> Pretrained:
             splits={},
         ),
         recipe=recipe,
+        palette=voc_colours,
     )
 
 
 _CLASSIFICATION = f"{_RECIPES}classification#"
-_ISSUE = "https://github.com/pytorch/vision/issues/3995"  # of the newer weights' recipe, blog post included
+_ISSUE = "https://github.com/pytorch/vision/issues/3995"  # recipe of the newer weights
 
 PRETRAINED: dict[str, Pretrained] = {
     "alexnet": _imagenet(

@@ -1,18 +1,17 @@
-"""How each bundled model is trained: one frozen Recipe each, what it reached in its docstring-like comment.
-
-python -m models.train NAME --data FOLDER
-"""
+"""Recipes: one frozen ``Recipe`` for each bundled model. ``python -m models.train NAME --data FOLDER`` follows one."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from service.repository.card import AudioPreprocess, Colour, Dataset, ImagePreprocess, Preprocess, Task, VideoPreprocess
+from service.repository.card import AudioPreprocess, Colour, Dataset, ImagePreprocess, Preprocess, VideoPreprocess
+
+_VOID = 255  # ``models.datasets.VOID``
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where the data comes from, for the card, and in which folder of the data folder it lies."""
+    """A data set: its folder's name, and its origin for the card."""
 
     folder: str
     name: str
@@ -26,7 +25,7 @@ class Source:
 @dataclass(frozen=True)
 class Recipe:
     name: str
-    task: Task
+    task: str
     description: str
     architecture: str
     preprocess: Preprocess
@@ -36,18 +35,19 @@ class Recipe:
     optimizer: str  # "sgd" (Nesterov) or "adamw"; the rate rises and falls in one cycle (Smith 2018)
     peak_rate: float
     weight_decay: float
-    options: Mapping[str, Any] = field(default_factory=dict)  # of the architecture's constructor
+    options: Mapping[str, Any] = field(default_factory=dict)  # arguments of the architecture's constructor
     categories: tuple[str, ...] | None = None  # their order; None takes the folders', sorted by name
     palette: tuple[Colour, ...] | None = None
     label_smoothing: float = 0.0
-    average_decay: float = 0.999  # of the running average of the weights, which is what is evaluated and exported
-    auxiliary_weight: float = 0.4  # of the segmentation network's second head (Zhao et al. 2017, section 3.3)
-    rare_counts: float | None = None  # segmentation: c of a category's weight 1 / ln(c + its share of the pixels)
-    crop: tuple[int, int] | None = None  # segmentation trains on cut-outs of this size
-    views: int = 1  # pictures: 6 answers with the mean over six views of each, at six times the cost
+    average_decay: float = 0.999  # of the moving average of the weights, which is what is evaluated and exported
+    auxiliary_weight: float = 0.4  # of the loss of the second segmentation head (Zhao et al. 2017, section 3.3)
+    weighting_constant: float | None = None  # segmentation: c of the loss weights 1 / ln(c + share of pixels)
+    crop: tuple[int, int] | None = None  # segmentation trains on random crops of this (height, width)
+    ignore_index: int = _VOID  # segmentation: the mask value that means void
+    views: int = 1  # pictures: 6 answers with the mean over six views, at six times the cost
     cut_out: int = 0  # pixels: side of the square that is cut out of each picture
-    mixup: float = 0.0  # share of the sounds that are mixed with another, as between-class learning does
-    turns_motion: bool = False  # clips are mirrored, turned and played backwards, and renamed to match
+    mixup: float = 0.0  # share of the sounds that are mixed with another (between-class learning)
+    flips_motion: bool = False  # clips are mirrored, turned and reversed, and their labels changed to match
     seed: int = 1
 
 
@@ -104,7 +104,7 @@ CLASSIFY = Recipe(
     views=6,
 )
 
-# What the residual network is to be compared with: the same data, the network of 2012.
+# Baseline of 2012 for the residual network, on the same data.
 ALEXNET = Recipe(
     name="alexnet",
     task="classify",
@@ -122,7 +122,7 @@ ALEXNET = Recipe(
     average_decay=0.996,
 )
 
-# Degradation, and what mends it (He et al. 2015, section 4.2): few layers and many, with and without shortcuts.
+# The degradation problem (He et al. 2015, section 4.2): few layers and many, with and without shortcuts.
 DEPTHS = tuple(
     Recipe(
         name=f"{kind}{depth}",
@@ -157,7 +157,7 @@ SEGMENT = Recipe(
     weight_decay=2e-2,
     palette=CAMVID_PALETTE,
     average_decay=0.997,
-    rare_counts=1.1,
+    weighting_constant=1.1,
     crop=(240, 320),
 )
 
@@ -219,7 +219,7 @@ VIDEO = Recipe(
         "roll counter-clockwise",
         "shake",
     ),
-    turns_motion=True,
+    flips_motion=True,
     label_smoothing=0.05,
     average_decay=0.995,
 )

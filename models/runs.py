@@ -1,4 +1,4 @@
-"""A training run on disk: a folder with a checkpoint, to go on from, to evaluate and to export."""
+"""Training runs on disk: a folder with a checkpoint, which training continues, and evaluation and export read."""
 
 import platform
 from dataclasses import dataclass, field, replace
@@ -9,25 +9,22 @@ import torch
 from torch import nn
 
 from models.architectures import ARCHITECTURES
-from models.datasets import VOID, DatasetError, Example, category_folders, load_labelled, load_masked, read_categories
-from models.graph import SERVED, Served, ServedClassifier
+from models.datasets import Example
+from models.graph import Served
 from models.recipes import RECIPES, Recipe, Source
-from service.repository.card import ImagePreprocess, Preprocess, Task
+from models.tasks import TASKS
+from models.tasks.task import TrainingError
 
 CHECKPOINT = "checkpoint.pt"
+# Fields of a recipe that options of the command change.
+RECORDED = ("architecture", "epochs", "batch_size", "peak_rate", "seed", "views", "ignore_index")
+LEAST_TO_HOLD_OUT = 100  # files; of fewer, each is needed to learn from
 _HELD_OUT = 1000  # files are enough to calibrate on
-_SPARED = 100  # files; of fewer, each is needed to learn from
-# fields of a recipe that options change
-RECORDED = ("architecture", "epochs", "batch_size", "peak_rate", "seed", "views")
-
-
-class TrainingError(Exception):
-    """Options that do not suit the task, the data or the run that is to be gone on with; the message says which."""
 
 
 @dataclass
 class Run:
-    """What a checkpoint holds. ``averaged`` are the weights that count; ``state`` is what training needs to go on."""
+    """Content of a checkpoint. ``averaged`` are the weights in use; ``state`` is what training continues from."""
 
     recipe: Recipe
     categories: tuple[str, ...]
@@ -38,17 +35,16 @@ class Run:
     splits: dict[str, int]
     history: list[dict[str, float]] = field(default_factory=list)  # of each epoch: figure by name
     hardware: str = ""  # of the last epoch; older checkpoints do not say
+    data: Path | None = None  # the data folder, absolute; older checkpoints do not say
 
     def served(self) -> Served:
-        """The model with the averaged weights, between samples and outputs, in evaluation mode."""
-        served = SERVED[self.recipe.task](build_network(self.recipe, len(self.categories)))
-        if isinstance(served, ServedClassifier):
-            served.views = self.recipe.views
-        served.network.load_state_dict(self.averaged)
-        return served.eval()
+        """The graph with the averaged weights, in evaluation mode."""
+        network = build_network(self.recipe, len(self.categories))
+        network.load_state_dict(self.averaged)
+        return TASKS[self.recipe.task].wrap(network, self.recipe).eval()
 
     def save(self, folder: Path) -> None:
-        """Written beside its place, then renamed: a stop at any moment leaves a whole checkpoint."""
+        """Writes a file beside the checkpoint, then renames it: a stop at any moment leaves a whole checkpoint."""
         folder.mkdir(parents=True, exist_ok=True)
         part = folder / f"{CHECKPOINT}.part"
         changed = {name: getattr(self.recipe, name) for name in RECORDED}
@@ -68,6 +64,7 @@ class Run:
                 "splits": self.splits,
                 "history": self.history,
                 "hardware": self.hardware,
+                "data": None if self.data is None else str(self.data),
             },
             part,
         )
@@ -75,10 +72,18 @@ class Run:
 
     @classmethod
     def load(cls, folder: Path) -> "Run":
-        """Raises ``FileNotFoundError`` where there is no checkpoint. Only tensors and plain values are unpickled."""
+        """Raises ``FileNotFoundError`` where there is no checkpoint, ``TrainingError`` where its recipe is unknown.
+
+        Only tensors and plain values are unpickled.
+        """
         if not (folder / CHECKPOINT).is_file():
             raise FileNotFoundError(f"{folder} holds no {CHECKPOINT}; expected the folder that training named")
         held = torch.load(folder / CHECKPOINT, map_location="cpu", weights_only=True)
+        if held["recipe"] not in RECIPES:
+            raise TrainingError(
+                f"{folder} was made by the recipe {held['recipe']!r}, which is unknown; "
+                "CONVSERVE_TASKS names a task of one's own"
+            )
         recipe = RECIPES[held["recipe"]]
         recipe = replace(
             recipe,
@@ -90,26 +95,38 @@ class Run:
         )
         kept = ("categories", "epochs_done", "seconds", "averaged", "state", "splits")
         later = {"history": held.get("history", []), "hardware": held.get("hardware", "")}
-        return cls(recipe=recipe, **{name: held[name] for name in kept}, **later)
+        data = Path(held["data"]) if held.get("data") else None
+        return cls(recipe=recipe, data=data, **{name: held[name] for name in kept}, **later)
 
 
-def split_examples(
-    data: Path,
-    task: Task,
-    categories: tuple[str, ...],
-    preprocess: Preprocess,
-    ignore_index: int = VOID,
-) -> tuple[list[Example], list[Example]]:
-    """What is learnt from, and what watches and calibrates it: train and val. Where there is no val, a fiftieth to a
-    tenth of train is kept from learning instead, about a thousand files; nothing of fewer than a hundred."""
-    examples = load_examples(data, "train", task, categories, preprocess, ignore_index)
+def split_examples(data: Path, recipe: Recipe, categories: tuple[str, ...]) -> tuple[list[Example], list[Example]]:
+    """The examples to learn from, and those held out to watch the progress and to calibrate: train and val.
+
+    Where there is no val, a fiftieth to a tenth of train is held out instead, about a thousand files; none where train
+    has fewer than a hundred.
+    """
+    task = TASKS[recipe.task]
+    examples = task.load(data, "train", categories, recipe.preprocess, recipe.ignore_index)
     if (data / "val").is_dir():
-        return examples, held_out_examples(data, task, categories, preprocess, ignore_index)
-    if len(examples) < _SPARED:
-        return examples, []
-    every = min(50, max(10, len(examples) // _HELD_OUT))
-    kept = [example for index, example in enumerate(examples) if index % every != every // 2]
-    return kept, examples[every // 2 :: every]
+        return examples, task.load(data, "val", categories, recipe.preprocess, recipe.ignore_index)
+    held_out = set(held_out_indices(len(examples)))
+    learnt = [example for index, example in enumerate(examples) if index not in held_out]
+    return learnt, [examples[index] for index in sorted(held_out)]
+
+
+def held_out_indices(files: int) -> range:
+    """Indices of the files of train that are held out where there is no val."""
+    if files < LEAST_TO_HOLD_OUT:
+        return range(0)
+    every = min(50, max(10, files // _HELD_OUT))
+    return range(every // 2, files, every)
+
+
+def held_out_examples(data: Path, recipe: Recipe, categories: tuple[str, ...]) -> list[Example]:
+    """The second half of ``split_examples``. Where there is a val, train is not read for it."""
+    if (data / "val").is_dir():
+        return TASKS[recipe.task].load(data, "val", categories, recipe.preprocess, recipe.ignore_index)
+    return split_examples(data, recipe, categories)[1]
 
 
 def hardware() -> str:
@@ -118,58 +135,26 @@ def hardware() -> str:
     return f"{torch.get_num_threads()} CPU threads, {platform.machine()}"
 
 
-def categories_of(recipe: Recipe, data: Path) -> tuple[str, ...]:
-    """The recipe's own order of the categories if ``data`` holds no others, else those of its folders."""
-    if recipe.task == "segment":
-        return read_categories(data)
-    found = category_folders(data / "train")
-    if len(found) < 2:
-        raise DatasetError(f"{data}/train holds one category, {found[0]!r}; there is nothing to tell it from")
-    return recipe.categories if recipe.categories and set(found) <= set(recipe.categories) else found
-
-
-def require_same(begun: Run, recipe: Recipe, categories: tuple[str, ...], folder: Path) -> None:
-    """A run goes on as it was begun: its schedule, its network and its data are laid out for that."""
+def require_same(
+    begun: Run, recipe: Recipe, categories: tuple[str, ...], folder: Path, *, more_epochs: bool = False
+) -> None:
+    """Raises ``TrainingError`` unless a run can be continued by ``recipe``: its network, its data and its schedule are
+    those that it was begun with. With ``more_epochs`` the schedule may be longer."""
     fields = ("name", *RECORDED, "options", "preprocess", "source")
     before = {name: getattr(begun.recipe, name) for name in fields} | {"categories": begun.categories}
     now = {name: getattr(recipe, name) for name in fields} | {"categories": categories}
     for name in before:
-        if before[name] != now[name]:
-            raise TrainingError(
-                f"{folder} was begun with {name} {_plain(before[name])}, now it is {_plain(now[name])}; "
-                "state what it was begun with to go on, or begin another run (--run)"
-            )
+        if before[name] == now[name] or (more_epochs and name == "epochs" and now[name] > before[name]):
+            continue
+        raise TrainingError(
+            f"{folder} was begun with {name} {_plain(before[name])}, now it is {_plain(now[name])}; "
+            "state what it was begun with to continue it, or begin another run (--run)"
+        )
 
 
 def _plain(value: Any) -> str:
     return value.name if isinstance(value, Source) else repr(value)
 
 
-def held_out_examples(
-    data: Path, task: Task, categories: tuple[str, ...], preprocess: Preprocess, ignore_index: int = VOID
-) -> list[Example]:
-    """The second half of ``split_examples`` alone: where there is a val, train need not be read for it."""
-    if (data / "val").is_dir():
-        return load_examples(data, "val", task, categories, preprocess, ignore_index)
-    return split_examples(data, task, categories, preprocess, ignore_index)[1]
-
-
 def build_network(recipe: Recipe, num_categories: int) -> nn.Module:
     return ARCHITECTURES[recipe.architecture](num_classes=num_categories, **recipe.options)
-
-
-def load_examples(
-    data: Path,
-    split: str,
-    task: Task,
-    categories: tuple[str, ...],
-    preprocess: Preprocess,
-    ignore_index: int = VOID,
-) -> list[Example]:
-    """One split of ``data``, whose categories must be ``categories``."""
-    if task == "segment":
-        assert isinstance(preprocess, ImagePreprocess)
-        if (found := read_categories(data)) != categories:
-            raise DatasetError(f"{data}/categories.txt names {list(found)}; the model's are {list(categories)}")
-        return load_masked(data / split, categories, preprocess, ignore_index)
-    return load_labelled(data / split, categories, preprocess)

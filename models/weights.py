@@ -1,4 +1,4 @@
-"""Files of weights and of categories -> a network that holds them, and names; downloaded where torchvision's."""
+"""Files of weights and categories: download, reading, and the network that holds them."""
 
 import contextlib
 import http.client
@@ -16,17 +16,18 @@ from models.architectures import ARCHITECTURES
 from models.published import PRETRAINED
 
 _TIMEOUT_SECONDS = 60
+_AUXILIARY = "aux_classifier."  # parameters of the head that an FCN is trained with
 _NAMED = 5  # tensors that a refusal names of each kind; the others are counted
 
 
 class WeightsError(Exception):
-    """Weights or categories cannot be had or do not fit; the message says what would."""
+    """Weights or categories that cannot be read or do not fit; the message says what would."""
 
 
 def download(name: str) -> Path:
     """The published weights of ``name``, in the folder where torch and torchvision keep theirs.
 
-    What lies there already is not downloaded again if its sha256 is right.
+    A file that is there is not downloaded again if its sha256 is right.
     """
     pretrained = PRETRAINED[name]
     path = Path(torch.hub.get_dir()) / "checkpoints" / pretrained.file
@@ -45,7 +46,7 @@ def download(name: str) -> Path:
 
 @contextlib.contextmanager
 def _timeout(seconds: float) -> Iterator[None]:
-    """torch.hub takes none, and would wait for ever where a firewall swallows what is sent."""
+    """Sets the default timeout of sockets: torch.hub takes none, and a firewall may drop packets for ever."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(seconds)
     try:
@@ -57,7 +58,7 @@ def _timeout(seconds: float) -> Iterator[None]:
 def read_weights(path: Path) -> dict[str, Tensor]:
     """The tensors of a ``.safetensors`` file or of one by ``torch.save``; nothing else is unpickled.
 
-    Of a checkpoint that keeps them beside other plain values, those under ``model`` or ``state_dict``. Raises
+    A checkpoint that holds other plain values as well is read under its key ``model`` or ``state_dict``. Raises
     ``WeightsError``.
     """
     try:
@@ -83,12 +84,14 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def read_categories(path: Path) -> tuple[str, ...]:
-    """One a line, in the order of the network's outputs. Raises ``WeightsError``."""
+    """Categories, one a line, in the order of the network's outputs. Raises ``WeightsError``, also for a blank line."""
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise WeightsError(f"{path} cannot be read as text, one category a line: {error}") from error
-    names = tuple(line.strip() for line in lines if line.strip())
+    names = tuple(line.strip() for line in lines)
+    if "" in names:
+        raise WeightsError(f"{path}: line {names.index('') + 1} is blank; expected the category of that output")
     if twice := sorted({name for name in names if names.count(name) > 1}):
         raise WeightsError(f"{path} names more than once, which no answer could tell apart: {_some(twice)}")
     return names
@@ -98,12 +101,13 @@ def build_network(name: str, state: dict[str, Tensor]) -> nn.Module:
     """Network ``name`` with the weights ``state``, which also say how many categories it has and, for an FCN, whether
     there is an auxiliary head. Raises ``WeightsError``, naming the tensors that are missing, too many or misshapen."""
     with torch.device("meta"):
-        last = _last(ARCHITECTURES[name]())
+        plain = ARCHITECTURES[name]()
+    last = _last(plain)
     options: dict[str, int | bool] = {}
     if last in state and state[last].dim() > 0:
         options["num_classes"] = len(state[last])
-    if PRETRAINED[name].task == "segment":
-        options["aux_loss"] = any(key.startswith("aux_classifier.") for key in state)
+    if any(key.startswith(_AUXILIARY) for key in plain.state_dict()):
+        options["aux_loss"] = any(key.startswith(_AUXILIARY) for key in state)
     network = ARCHITECTURES[name](**options)
     expected = network.state_dict()
     # How many batches a batch norm has seen is needed by nothing here, and older files lack it.
@@ -135,10 +139,10 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _last(network: nn.Module) -> str:
-    """The name of the bias of the layer that tells the categories apart."""
-    return [key for key, _ in network.named_parameters() if not key.startswith("aux_classifier.")][-1]
+    """The name of the last layer's bias, which has an entry for each category."""
+    return [key for key, _ in network.named_parameters() if not key.startswith(_AUXILIARY)][-1]
 
 
 def categories_told_apart(network: nn.Module) -> int:
-    """The width of its last layer."""
+    """The number of the network's categories."""
     return len(network.get_parameter(_last(network)))

@@ -12,8 +12,6 @@ import signal
 import sys
 import time
 from collections.abc import Callable
-from contextvars import ContextVar
-from http import HTTPStatus
 from multiprocessing.connection import Connection as Pipe
 from types import FrameType
 from typing import Any
@@ -23,25 +21,22 @@ from service.telemetry import metrics  # before BentoML: it chooses the folder t
 
 import bentoml  # isort: skip
 from bentoml._internal.utils.analytics.usage_stats import do_not_track
-from bentoml.exceptions import BentoMLException
-from starlette.requests import ClientDisconnect, Request
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Scope
 
 from service.engines.onnxruntime import CPU, DeviceUnusable
-from service.errors import BodyTimeout, EmptyBody, NotReady, ServiceError
+from service.errors import NotReady
 from service.http import connection
-from service.http.balance import ConnectionBalance
-from service.http.body import counted
+from service.http.balance import SECONDS_BETWEEN_REPORTS, ConnectionBalance
 from service.http.middleware import AccessLog, LoadShedding, RequestId, set_up_logging
-from service.http.routes import BENTO_PREFIX, CLIENT_LEFT, TaskRoutes, create_app, endpoints_of, mounted
-from service.http.state import State
+from service.http.routes import TaskRoutes, create_app, endpoints_of, mounted
+from service.http.state import BENTO_PREFIX, State, task_routes
 from service.pipeline import Pipeline
 from service.repository.loading import check_loadable, load_models
 from service.scheduling.threads import schedule_in_batches
 from service.settings import Settings, SettingsError
 from service.tasks import TASKS
 from service.tasks.task import Task
-from service.telemetry.request import RequestContext, StageTimer, count_refusal, observe_stages, start_at_zero
+from service.telemetry.request import RequestContext, start_at_zero
 from service.telemetry.tracing import Tracing, exporter_name
 
 logger = logging.getLogger("convserve")
@@ -58,7 +53,6 @@ except SettingsError as _error:
 
 SETTINGS = STATE.settings
 API = create_app(STATE)
-_TIMER: ContextVar[StageTimer] = ContextVar("timer")  # of a call on BentoML's routes, whose methods see no request
 
 _BEHIND_OURS_SECONDS = 30  # BentoML's own timeout would answer in its own form: it lies this far above ours
 
@@ -80,58 +74,11 @@ def _load_or_explain(pipe: Pipe) -> None:
         pipe.send(str(error))
 
 
-class RawBodies:
-    """Bodies for BentoML's own routes, which have no limits: raw bytes whatever the content type says, counted and
-    timed as on our routes. Plain ASGI."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not scope["path"].startswith(f"{BENTO_PREFIX}/"):
-            await self.app(scope, receive, send)
-            return
-        # BentoML would read forms by itself, to disk, and answer 500 for broken ones.
-        others = [(name, value) for name, value in scope["headers"] if name != b"content-type"]
-        scope = {**scope, "headers": [*others, (b"content-type", b"application/octet-stream")]}
-        body = counted(Request(scope, receive), SETTINGS.max_body_bytes)
-        until = asyncio.get_running_loop().time() + SETTINGS.body_timeout_ms / 1000
-        received, left = 0, False
-        this = RequestContext.of(scope)
-        this.timer = StageTimer()
-        _TIMER.set(this.timer)
-
-        async def next_block() -> Message:
-            nonlocal received, left
-            try:
-                async with asyncio.timeout_at(until):
-                    block = await anext(body, b"")
-            except TimeoutError:
-                raise _refused(this.endpoint, BodyTimeout(SETTINGS.body_timeout_ms)) from None
-            except ServiceError as error:
-                raise _refused(this.endpoint, error) from error
-            except ClientDisconnect as error:
-                left = True
-                raise BentoMLException("the client left", error_code=HTTPStatus.BAD_REQUEST) from error
-            received += len(block)
-            if not received:  # BentoML would make two braces of it
-                raise _refused(this.endpoint, EmptyBody())
-            return {"type": "http.request", "body": block, "more_body": bool(block)}
-
-        async def sending(message: Message) -> None:
-            if left and message["type"] == "http.response.start":
-                message["status"] = CLIENT_LEFT
-            await send(message)
-
-        await self.app(scope, next_block, sending)
-
-
 class Worker:
     """One worker process, from its start to its end."""
 
     def __init__(self) -> None:
         self._broken = False
-        self._balance: ConnectionBalance | None = None
 
     @bentoml.on_deployment
     @staticmethod
@@ -161,10 +108,10 @@ class Worker:
         memory.settle()
         if all(model.engine.provider == CPU for model in models):  # a GPU must not wait for its next batch
             schedule_in_batches()
-        self._balance_connections()
+        self._balancing = asyncio.create_task(self._balance_connections())
         self._drain_on_sigterm()
         tasks = STATE.pipeline.registry.tasks()
-        start_at_zero(f"{prefix}/{task}" for prefix in ("", BENTO_PREFIX) for task in tasks)
+        start_at_zero(path for path, task in task_routes().items() if task.name in tasks)
         metrics.WORKERS.set(1)
         metrics.WORKER_STARTS.inc()
         listing = ", ".join(f"{model.card.key} on {model.engine.provider}" for model in models)
@@ -187,12 +134,13 @@ class Worker:
     async def __is_alive__(self) -> bool:
         return not self._broken
 
-    def _balance_connections(self) -> None:
+    async def _balance_connections(self) -> None:
         index = (bentoml.server_context.worker_index or 1) - 1
         file = metrics.share_folder() / "connections"
-        balance = ConnectionBalance(file, SETTINGS.worker_count(), index, lambda: connection.Connection.open_count)
-        self._reporting = asyncio.create_task(balance.keep_reporting())
-        STATE.closes_one = balance.closes_one
+        balance = ConnectionBalance(file, SETTINGS.worker_count(), index, connection.open_connections)
+        while True:
+            STATE.surplus_connections = balance.surplus()
+            await asyncio.sleep(SECONDS_BETWEEN_REPORTS)
 
     def _drain_on_sigterm(self) -> None:
         """Puts the drain before what the server does on SIGTERM: it closes the listener, and finishes what is in
@@ -214,26 +162,17 @@ class Worker:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _refused(endpoint: str, error: ServiceError) -> BentoMLException:
-    """``error`` as BentoML encodes it, counted."""
-    count_refusal(endpoint, error.slug)
-    return BentoMLException(f"{error.title}: {error.detail}", error_code=HTTPStatus(error.status))
+def _method(task: Task) -> Any:
+    """BentoML's method of a task, with default parameters, by which its clients know the route.
 
-
-def _bento_method(task: Task) -> Any:
-    """BentoML's route of a task, with default parameters: ``client.<task>(media)``."""
+    Over HTTP ``TaskRoutes`` answers that route.
+    """
 
     async def call(self: Worker, media: bytes, /) -> Any:
-        deadline, endpoint = time.monotonic() + SETTINGS.timeout_ms / 1000, f"{BENTO_PREFIX}/{task.name}"
-        try:
-            if STATE.pipeline is None:
-                raise NotReady("no model is loaded yet")
-            model = STATE.pipeline.registry.find(task.name)
-            answer = await STATE.pipeline.answer(model, media, task.parameters(), deadline=deadline, timer=_TIMER.get())
-            observe_stages(endpoint, answer.stages)
-            return answer.body
-        except ServiceError as error:
-            raise _refused(endpoint, error) from error
+        if STATE.pipeline is None:
+            raise NotReady("no model is loaded yet")
+        model, deadline = STATE.pipeline.registry.find(task.name), time.monotonic() + SETTINGS.timeout_ms / 1000
+        return (await STATE.pipeline.answer(model, media, task.parameters(), deadline=deadline)).body
 
     call.__name__ = call.__qualname__ = task.name
     call.__doc__ = f"{task.summary}."
@@ -254,7 +193,7 @@ class Hosted(bentoml.Service[Any]):  # type: ignore[misc]  # it is untyped
     """
 
     def to_asgi(self, is_main: bool = True) -> ASGIApp:
-        app: ASGIApp = RawBodies(super().to_asgi(is_main))
+        app: ASGIApp = super().to_asgi(is_main)
         app = LoadShedding(TaskRoutes(app, STATE), STATE)
         app = AccessLog(app, SETTINGS.access_log, _trace if exporter_name(os.environ) else None)
         return RequestId(app, endpoints_of(API), STATE)
@@ -270,9 +209,8 @@ class Hosted(bentoml.Service[Any]):  # type: ignore[misc]  # it is untyped
     logging={"access": {"enabled": False}},
     tracing={"excluded_urls": ".*"},
 )
-# Mounted as a plain function: the unknown paths of a Starlette app BentoML would answer itself, in its own form.
 @bentoml.asgi_app(mounted(API), path="/")
 class ConvServe(Worker):
     """The service that BentoML hosts: a worker, with a method for each task."""
 
-    vars().update({name: _bento_method(task) for name, task in TASKS.items()})
+    vars().update({name: _method(task) for name, task in TASKS.items()})

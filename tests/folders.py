@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from models.recipes import RECIPES, Recipe
-from service.repository.card import AudioPreprocess, ImagePreprocess, Task, VideoPreprocess
+from service.repository.card import AudioPreprocess, ImagePreprocess, VideoPreprocess
 
 RATE_HZ = 8000
 COLOURS = {"green": (20, 200, 40), "red": (220, 30, 30)}
@@ -24,7 +24,7 @@ PITCHES_HZ = {"high": 1900, "low": 300}
 SCENE = ("ground", "sky")  # masks 0 and 1
 
 # What makes the bundled recipes small. The average is short, as a few steps have to show in it.
-_SMALL: dict[Task, dict[str, Any]] = {
+_SMALL: dict[str, dict[str, Any]] = {
     "classify": {
         "architecture": "resnet_cifar",
         "options": {"depth": 8, "width": 4},
@@ -47,12 +47,12 @@ _SMALL: dict[Task, dict[str, Any]] = {
         "options": {"widths": (4, 4, 8, 8)},
         "preprocess": VideoPreprocess(frame_rate_hz=8, frames=8, hop_seconds=0.5, shorter_side=32, size=(32, 32)),
         "peak_rate": 2e-2,
-        "turns_motion": False,
+        "flips_motion": False,
     },
 }
 
 
-def small_recipe(task: Task, **changed: Any) -> Recipe:
+def small_recipe(task: str, **changed: Any) -> Recipe:
     fixed: dict[str, Any] = {"epochs": 2, "batch_size": 4, "average_decay": 0.5, "categories": None}
     return dataclasses.replace(RECIPES[task], **(fixed | _SMALL[task] | changed))
 
@@ -99,9 +99,9 @@ def write_clips(split: Path, each: int, seed: int = 0) -> None:
             write(split / category / f"{number}.mp4", clip_mp4(frames))
 
 
-def write_data(data: Path, task: Task, train: int = 6, test: int = 3) -> Path:
+def write_data(data: Path, task: str, train: int = 6, test: int = 3) -> Path:
     """``train`` and ``test`` files of each category (of scenes, twice as many pictures); ``data`` itself."""
-    writers: dict[Task, Callable[[Path, int, int], None]] = {
+    writers: dict[str, Callable[[Path, int, int], None]] = {
         "classify": write_pictures,
         "audio": write_sounds,
         "video": write_clips,

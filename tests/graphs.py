@@ -1,4 +1,4 @@
-"""Tiny models whose answers anybody can work out by hand, and cards to go with them."""
+"""Tiny models whose answers can be worked out by hand, and cards to go with them."""
 
 import hashlib
 import json
@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+
+from service.tasks import TASKS  # which registers the tasks that cards state
 
 LEVELS = 256  # categories of the grey model: its label is the brightness of the picture
 OPSET = 18
@@ -148,6 +150,9 @@ _TASKS: dict[str, dict[str, Any]] = {
 }
 
 
+assert set(_TASKS) <= set(TASKS)
+
+
 def card_content(task: str, graph: bytes, **changed: Any) -> dict[str, Any]:
     """A valid card for the tiny model of ``task``, with whatever is to be different."""
     known = {key: value for key, value in _TASKS[task].items() if key != "graph"}
@@ -168,9 +173,15 @@ def card_content(task: str, graph: bytes, **changed: Any) -> dict[str, Any]:
     }
 
 
+def tiny_graph(task: str) -> bytes:
+    """The graph of the tiny model of ``task``."""
+    made: bytes = _TASKS[task]["graph"]()
+    return made
+
+
 def write_model(repository: Path, task: str, graph: bytes | None = None, **changed: Any) -> Path:
     """Puts the tiny model of ``task`` into ``repository``; its folder."""
-    graph = _TASKS[task]["graph"]() if graph is None else graph
+    graph = tiny_graph(task) if graph is None else graph
     content = card_content(task, graph, **changed)
     folder: Path = repository / content["name"] / str(content["version"])
     folder.mkdir(parents=True)

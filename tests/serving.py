@@ -53,13 +53,20 @@ def environment(settings: Mapping[str, str], port: int) -> dict[str, str]:
 
 
 @contextmanager
-def serving(log: Path, **settings: str) -> Iterator[Server]:
-    """``python -m service`` until the block ends. Settings are named without their prefix, in lower case."""
+def serving(log: Path, variables: Mapping[str, str] | None = None, **settings: str) -> Iterator[Server]:
+    """``python -m service`` until the block ends. Settings are named without their prefix, in lower case.
+
+    ``variables`` are other ones of its environment.
+    """
     port = free_port()
     named = {f"CONVSERVE_{name.upper()}": value for name, value in settings.items()}
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [sys.executable, "-m", "service"], cwd=ROOT, env=environment(named, port), stdout=output, stderr=output
+            [sys.executable, "-m", "service"],
+            cwd=ROOT,
+            env={**environment(named, port), **(variables or {})},
+            stdout=output,
+            stderr=output,
         )
     server = Server(f"http://127.0.0.1:{port}", port, process, log)
     try:

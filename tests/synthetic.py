@@ -3,7 +3,7 @@
 import io
 import struct
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
@@ -31,6 +31,14 @@ def quarters(height: int, width: int) -> Pixels:
     pixels[:half_height, half_width:] = CORNERS["top right"]
     pixels[half_height:, :half_width] = CORNERS["bottom left"]
     pixels[half_height:, half_width:] = CORNERS["bottom right"]
+    return pixels
+
+
+def positions(height: int, width: int) -> Pixels:
+    """Red says how far right a pixel is, green how far down."""
+    pixels = np.zeros((height, width, 3), np.uint8)
+    pixels[:, :, 0] = np.arange(width)
+    pixels[:, :, 1] = np.arange(height)[:, None]
     return pixels
 
 
@@ -273,23 +281,3 @@ def mutations(data: bytes, count: int, seed: int = 0) -> list[bytes]:
 def cuts(data: bytes, count: int = 40) -> list[bytes]:
     """The file cut short at ``count`` points, from its first quarter of bytes on and right up to the end."""
     return [data[: max(1, len(data) * number // (count + 1))] for number in range(1, count + 1)]
-
-
-# A caller
-
-
-class Impatient(Exception):
-    """What the check callback of ``after`` raises."""
-
-
-def after(calls: int) -> Callable[[], None]:
-    """A check that raises at its ``calls``-th call."""
-    left = calls
-
-    def check() -> None:
-        nonlocal left
-        left -= 1
-        if left <= 0:
-            raise Impatient
-
-    return check

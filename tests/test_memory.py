@@ -21,7 +21,7 @@ print(json.dumps([before - resident, after - resident, gc.get_freeze_count()]))
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries keep less by themselves")
-def test_what_starting_took_is_given_back_and_what_stays_is_no_garbage() -> None:
+def test_the_memory_of_the_start_is_returned_and_objects_that_stay_are_frozen() -> None:
     told = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, check=True, timeout=60).stdout
     before, after, frozen = json.loads(told)
     assert before > 90e6, "nothing was kept: this shows nothing"

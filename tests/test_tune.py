@@ -27,7 +27,7 @@ def test_the_smallest_batch_that_is_about_as_fast_as_the_fastest_is_chosen() -> 
     assert best_batch({1: 5.0}) == 1
 
 
-def test_what_was_found_is_written_as_settings_that_the_service_reads(
+def test_the_result_is_written_as_settings_that_the_service_reads(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tuning = Tuning("SomeProvider", {Plan(3, 2): {"a": 10.0, "b": 7.0}}, {"a": {1: 5.0, 2: 9.0}, "b": {1: 7.0}})
@@ -58,7 +58,7 @@ def test_a_repository_without_a_model_is_named(tmp_path: Path, monkeypatch: pyte
     assert not (tmp_path / "tuned.env").exists()
 
 
-def test_the_start_takes_the_files_settings_but_for_those_that_are_set(
+def test_the_start_reads_the_file_unless_a_variable_is_set(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)

@@ -1,4 +1,4 @@
-"""The networks, each a function from its number of categories to a module of torch and nothing else.
+"""The networks: functions from the number of categories to a module, which import torch alone.
 
 Called without arguments, the ImageNet, VOC and Kinetics networks have the shape of torchvision's published checkpoints.
 """

@@ -1,9 +1,9 @@
-"""A residual 1D network on waveforms: a filter bank that is learnt, and convolutions over time.
+"""Residual 1D network on waveforms: a learnable filter bank, then convolutions over time.
 
-The first layer is a bank of Gabor filters along the mel scale, as in Zeghidour et al. 2021, "LEAF: a learnable frontend
-for audio classification", section 3: it begins as what is known of hearing and is learnt from there. What follows are
-residual blocks (He et al. 2015) over time, the bands' energies being their channels. Up to the last stage each halves
-the grid; dilation (Yu & Koltun 2016) lets them hear farther on a grid that stays fine.
+The first layer is initialised as a bank of Gabor filters along the mel scale (Zeghidour et al. 2021, "LEAF: a learnable
+frontend for audio classification", section 3). Residual blocks (He et al. 2015) over time follow, whose channels begin
+as the bands' energies. Stages 2 to 4 halve the grid; dilation (Yu & Koltun 2016) widens the receptive field without
+coarsening it further.
 """
 
 import math
@@ -16,7 +16,7 @@ from models.architectures.resnet import initialise
 _KERNEL_SECONDS = 0.032
 _HOP_SECONDS = 0.01
 _LOWEST_HZ = 60.0
-_FLOOR = 1e-3  # the energy, white noise of variance 1 having 1, below which a band counts as silent
+_FLOOR = 1e-3  # energy below which a band counts as silent; white noise of variance 1 has 1
 
 
 class FilterBank(nn.Module):
@@ -25,7 +25,7 @@ class FilterBank(nn.Module):
     def __init__(self, bands: int, rate_hz: int) -> None:
         super().__init__()
         self.hop = round(_HOP_SECONDS * rate_hz)
-        around = round((_KERNEL_SECONDS - _HOP_SECONDS) * rate_hz / 2)  # heard before and after each hop
+        around = round((_KERNEL_SECONDS - _HOP_SECONDS) * rate_hz / 2)  # samples before and after each hop
         self.conv1 = nn.Conv1d(1, 2 * bands, self.hop + 2 * around, self.hop, around, bias=False)
         self.bn1 = nn.BatchNorm1d(bands)
 
@@ -35,7 +35,7 @@ class FilterBank(nn.Module):
             self.conv1.weight.copy_(bank[:, None])
 
     def forward(self, waveforms: Tensor) -> Tensor:
-        # In float32 also where the convolution runs in bfloat16, whose logarithms would be coarse.
+        # float32 even where the convolution runs in bfloat16, whose logarithms would be coarse.
         energies = self.conv1(waveforms).float().square().unflatten(1, (-1, 2)).sum(dim=2)
         bands: Tensor = self.bn1(torch.log1p(energies / _FLOOR))
         return bands
@@ -114,17 +114,17 @@ def audio_cnn(
 ) -> AudioCNN:
     """The small audio network of this repository: waveforms (N,1,T) of ``rate_hz`` to logits (N,num_classes).
 
-    Made for waveforms with about unit variance. Each position of the last feature map hears 9,056 samples at 8 kHz,
+    Expects waveforms of about unit variance. The receptive field of the last feature map is 9,056 samples at 8 kHz,
     1.13 s; without dilation it would be 5,856, or 0.73 s.
     """
     return AudioCNN(num_classes, rate_hz, bands, widths, layers, dilations, dropout)
 
 
 def gabor_filters(bands: int, length: int, rate_hz: int) -> Tensor:
-    """(2 * bands, length): of each band a cosine and a sine under a Gaussian, of energy 1 together.
+    """(2 * bands, length): for each band a cosine and a sine under a Gaussian, of energy 1 together.
 
-    The bands' centres lie evenly on the mel scale (O'Shaughnessy 1987); each is about as wide as from its neighbour's
-    centre to its own, or as narrow as ``length`` allows.
+    Centres are evenly spaced on the mel scale (O'Shaughnessy 1987). A band is about as wide as the distance between
+    centres, or as narrow as ``length`` allows.
     """
     ends = 2595 * torch.log10(1 + torch.tensor([_LOWEST_HZ, rate_hz / 2]) / 700)  # mel
     position = torch.linspace(0, 1, bands + 2)

@@ -66,19 +66,19 @@ def fcn_basic(
 ) -> FCN:
     """A small FCN on basic blocks, output stride 8, to train from scratch: images (N,3,H,W) to (N,num_classes,H,W).
 
-    Each position of its grid sees 451 pixels a side; on the same grid without dilation it would be 243.
+    Its receptive field is 451 pixels a side; on the same grid without dilation it would be 243.
     """
     backbone = Backbone(BasicBlock, layers, widths=widths, replace_stride_with_dilation=STRIDE_8)
     return FCN(backbone, num_classes, aux_loss)
 
 
 class ContextFCN(Segmenter):
-    """A shallow, wide-eyed FCN to train from scratch: images (N,3,H,W) to logits (N,num_classes,H,W).
+    """Shallow FCN with a large receptive field, to train from scratch: images (N,3,H,W) to (N,num_classes,H,W).
 
-    Two strided convolutions and `layer1` on a grid of 4 pixels see detail; `layer2` goes to a grid of 8, where the
-    blocks of `context`, one for each of `dilations`, gather surroundings as in the context module of Yu & Koltun 2016
-    (section 3). Their features, upsampled, rejoin the detail before the head, as the skips of Long et al. 2015 (section
-    4.2) do: a pole is two pixels wide.
+    Two strided convolutions and `layer1` work on a grid of 4 pixels, for detail. `layer2` goes to a grid of 8, where
+    the blocks of `context`, one for each of `dilations`, aggregate context (Yu & Koltun 2016, section 3). Their
+    features are upsampled and concatenated with the detail before the head, like the skips of Long et al. 2015 (section
+    4.2): a pole is two pixels wide.
     """
 
     def __init__(
@@ -142,8 +142,8 @@ def fcn_context(
 ) -> ContextFCN:
     """The small FCN of this repository: images (N,3,H,W) to logits (N,num_classes,H,W), for any H and W from 8 up.
 
-    Each position of the last feature map sees 1,119 pixels a side; without dilation, on the same grid and with the same
-    parameters, it would be 287.
+    The receptive field of the last feature map is 1,119 pixels a side; without dilation, on the same grid and with the
+    same parameters, it would be 287.
     """
     return ContextFCN(num_classes, widths, dilations, aux_loss)
 

@@ -1,4 +1,4 @@
-"""The residual networks for 32x32 pictures of He et al. 2015, section 4.2, and the plain networks they beat there."""
+"""Residual networks for 32x32 pictures (He et al. 2015, section 4.2), and the plain networks of that comparison."""
 
 import torch
 from torch import Tensor, nn

@@ -1,8 +1,8 @@
-"""The residual networks that learn small pictures fastest: Page 2018, "How to train your ResNet", and Jordan 2024,
-"94% on CIFAR-10 in 3.29 seconds on a single GPU", from which whitening and identity initialisation are.
+"""Residual networks that train fast on small pictures (Page 2018, "How to train your ResNet"), with the whitening and
+the identity initialisation of Jordan 2024, "94% on CIFAR-10 in 3.29 seconds on a single GPU".
 
-Each stage pools right after its first convolution, so that the two that follow, around which the shortcut goes, work on
-a quarter of the pixels: wide layers on small grids are what a processor multiplies best.
+Each stage pools after its first convolution, so that its residual block works on a quarter of the pixels: processors
+multiply wide layers on small grids most efficiently.
 """
 
 import torch
@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from models.architectures.resnet import conv3x3, initialise
 
 PATCH = 2  # pixels: side of the patches that the stem whitens
-_LEAST_VARIANCE = 5e-4  # added to a direction's variance, so that noise is not blown up (Jordan 2024, section 3.1)
+_LEAST_VARIANCE = 5e-4  # added to a direction's variance, so that noise is not amplified (Jordan 2024, section 3.1)
 _LOGIT_SCALE = 0.125  # Page 2018, part 4: the last layer learns at the others' rate
 
 
@@ -49,7 +49,7 @@ class FastResNet(nn.Module):
         self.fc = nn.Linear(widths[2], num_classes, bias=False)
         initialise(self)
         for stage in (self.layer1, self.layer2, self.layer3):
-            with torch.no_grad():  # the first filters pass their input on (Jordan 2024, section 3.2)
+            with torch.no_grad():  # the first filters are identities (Jordan 2024, section 3.2)
                 weight = stage.conv1.weight
                 nn.init.dirac_(weight[: weight.shape[1]])
 

@@ -2,11 +2,10 @@
 
 All workers accept from one socket, and whichever is quicker takes a connection for good, as clients keep theirs: one of
 two workers may hold nearly all of them, and one that was started afresh none. So each worker writes how many it has
-where the others see it, and one with clearly more than its share ends some with their next answer (``Connection:
+where the others see it, and one with clearly more than its share ends some with their next answers (``Connection:
 close``). Those clients connect again, mostly to a worker with less to do.
 """
 
-import asyncio
 import mmap
 import struct
 import time
@@ -14,9 +13,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-_SECONDS_BETWEEN_CLOSES = 0.02
+SECONDS_BETWEEN_REPORTS = 0.1
+_MOST_AT_ONCE = 5  # connections that end between two reports, so that the others' counts can follow
 _SLACK = 0.1  # of a fair share
-_SECONDS_BETWEEN_REPORTS = 0.2
 _SILENT_SECONDS = 1.0  # a worker that has reported nothing for so long is dead, or hangs
 
 
@@ -44,9 +43,8 @@ class ConnectionBalance:
         open_connections: Callable[[], int],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._workers, self._index, self._clock = workers, index, clock
+        self._index, self._clock = index, clock
         self._open_connections = open_connections
-        self._looked_at = clock()
         with file.open("a+b") as shared:
             shared.truncate(workers * _ROW.size)
             self._table = mmap.mmap(shared.fileno(), workers * _ROW.size)
@@ -56,20 +54,13 @@ class ConnectionBalance:
         row = _Row(self._open_connections(), self._clock())
         _ROW.pack_into(self._table, self._index * _ROW.size, *row)
 
-    async def keep_reporting(self) -> None:
-        while True:
-            self.report()
-            await asyncio.sleep(_SECONDS_BETWEEN_REPORTS)
-
-    def closes_one(self) -> bool:
-        """Whether the connection that an answer is about to go to should end with it. Asked for each answer."""
-        now = self._clock()
-        if self._workers == 1 or now - self._looked_at < _SECONDS_BETWEEN_CLOSES:
-            return False
-        self._looked_at = now
+    def surplus(self) -> int:
+        """Reports, and returns how many connections should end before the next report."""
         self.report()
         rows = [_Row(*row) for row in _ROW.iter_unpack(self._table[:])]
-        alive = [row for row in rows if now - row.reported_at < _SILENT_SECONDS]
+        alive = [row for row in rows if self._clock() - row.reported_at < _SILENT_SECONDS]
         mine, fewest = rows[self._index].connections, min(row.connections for row in alive)
         fair = sum(row.connections for row in alive) / len(alive)
-        return mine > fair * (1 + _SLACK) and mine > fewest + 1
+        if mine > fair * (1 + _SLACK) and mine > fewest + 1:
+            return min(max(1, int(mine - fair)), _MOST_AT_ONCE)
+        return 0

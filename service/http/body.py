@@ -35,21 +35,20 @@ class Body(NamedTuple):
     parameters: dict[str, Any]  # those of the JSON or multipart form
 
 
-async def read(request: Request, settings: Settings) -> Body:
-    """Reads a body in any of its three forms.
+async def read(request: Request, settings: Settings, *, raw: bool = False) -> Body:
+    """Reads a body in any of its three forms, or as ``raw`` bytes whatever its content type says.
 
     Raises ``EmptyBody``, ``MalformedBody``, ``BodyTooLarge``, ``BodyTimeout``, or ``InvalidParameter`` for a part or a
     JSON key that has no meaning; ``starlette.requests.ClientDisconnect`` if the client left.
     """
     try:
         async with asyncio.timeout(settings.body_timeout_ms / 1000):
-            return await _read(request, settings)
+            return await _read(request, settings, "" if raw else request.headers.get("content-type", ""))
     except TimeoutError:
         raise BodyTimeout(settings.body_timeout_ms) from None
 
 
-async def _read(request: Request, settings: Settings) -> Body:
-    stated = request.headers.get("content-type", "")
+async def _read(request: Request, settings: Settings, stated: str) -> Body:
     content_type = stated.partition(";")[0].strip().lower()
     if content_type == "multipart/form-data":
         return await _multipart(request, stated, settings)
@@ -99,7 +98,7 @@ class _Form:
     def __init__(self, settings: Settings) -> None:
         self._max_files = settings.max_files
         # Files stay in memory, never on disk: the body's bytes are counted.
-        self.config = {"MAX_MEMORY_FILE_SIZE": settings.max_body_bytes + 1}
+        self.config = {"MAX_MEMORY_FILE_SIZE": settings.max_body_bytes + 1, "UPLOAD_ERROR_ON_BAD_CTE": True}
         self.uploads: list[Upload] = []
         self.parameters: dict[str, Any] = {}
         self.ended = False

@@ -16,8 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.errors import InternalError
 from service.http.problems import refusal
-from service.http.state import State
-from service.tasks import TASKS
+from service.http.state import State, task_routes
 from service.telemetry.request import RequestContext, StageTimer, now, observe_request
 
 failures = logging.getLogger("convserve.failures")
@@ -45,7 +44,8 @@ class RequestId:
             if message["type"] == "http.response.start":
                 this.status = message["status"]
                 headers = [*message.get("headers", ()), (b"x-request-id", this.request_id.encode("ascii"))]
-                if self.state.draining or self.state.closes_one():
+                if self.state.draining or self.state.surplus_connections > 0:
+                    self.state.surplus_connections -= 1
                     headers.append((b"connection", b"close"))
                 message["headers"] = headers
             await send(message)
@@ -119,7 +119,7 @@ class LoadShedding:
     def __init__(self, app: ASGIApp, state: State) -> None:
         self.app, self.state = app, state
         self._timeout_ms = state.settings.timeout_ms
-        self._tasks = {f"/{name}": name for name in TASKS}
+        self._tasks = task_routes()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         pipeline = self.state.pipeline
@@ -127,9 +127,9 @@ class LoadShedding:
         if task and pipeline:
             stated = _TIMEOUT.search(scope["query_string"])
             within = min(int(stated[1]) if stated else self._timeout_ms, self._timeout_ms) / 1000
-            if not pipeline.would_admit(task, within):
+            if not pipeline.would_admit(task.name, within):
                 RequestContext.of(scope).timer = StageTimer()
-                await refusal(pipeline.refusal(task, within), scope)(scope, receive, send)
+                await refusal(pipeline.refusal(task.name, within), scope)(scope, receive, send)
                 return
         await self.app(scope, receive, send)
 

@@ -9,6 +9,7 @@ from starlette.responses import Response
 from starlette.types import Scope
 
 from service.errors import BodyTimeout, BodyTooLarge, ServiceError
+from service.http.state import BENTO_PREFIX
 from service.telemetry.request import RequestContext, cost_headers, count_refusal
 
 PROBLEM_JSON = "application/problem+json"
@@ -38,8 +39,10 @@ def refusal(error: ServiceError, scope: Scope, *, allow: Iterable[str] = ()) -> 
     """The response to a request that is refused, counted. ``allow`` lists the methods of a path that has others."""
     this = RequestContext.of(scope)
     count_refusal(this.endpoint, error.slug)
-    body = to_json(problem(error, this.request_id))
-    response = Response(body, error.status, media_type=PROBLEM_JSON)
+    document = problem(error, this.request_id)
+    if this.endpoint.startswith(BENTO_PREFIX):  # where BentoML's own refusals have their text
+        document["error"] = f"{error.title}: {error.detail}"
+    response = Response(to_json(document), error.status, media_type=PROBLEM_JSON)
     headers = response.headers
     if this.model:
         headers["X-Model"] = this.model

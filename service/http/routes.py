@@ -27,7 +27,7 @@ from service.errors import (
 from service.http import body, openapi
 from service.http.body import Upload
 from service.http.problems import problem, refusal
-from service.http.state import State
+from service.http.state import BENTO_PREFIX, State, task_routes
 from service.pipeline import Answer, Pipeline, ServedModel
 from service.repository.card import ModelCard
 from service.tasks import TASKS
@@ -38,7 +38,6 @@ from service.telemetry.request import RequestContext, StageTimer, cost_headers, 
 from service.version import VERSION
 
 CLIENT_LEFT = 499  # nginx's status for a request whose client did not wait; only the log shows it
-BENTO_PREFIX = "/bento"
 _BENTO_ROUTES = ("/livez", "/readyz", "/healthz")  # BentoML's own
 _UNKNOWN = "unknown"  # the endpoint of every path that does not exist, so that no client can make series
 _WATCH_AFTER_SECONDS = 0.1  # requests that are answered sooner are not watched for a client that leaves
@@ -66,11 +65,7 @@ def create_app(state: State) -> FastAPI:
 def endpoints_of(app: FastAPI) -> Callable[[str], str]:
     """Returns the function from a path to its route's template, a label that takes few values."""
     paths = [path for route in app.routes if (path := getattr(route, "path", ""))]
-    fixed = {
-        *(path for path in paths if "{" not in path),
-        *(f"{BENTO_PREFIX}/{name}" for name in TASKS),
-        *_BENTO_ROUTES,
-    }
+    fixed = {*(path for path in paths if "{" not in path), *task_routes(), *_BENTO_ROUTES}
     with_name = {path.partition("{")[0]: path for path in paths if "{" in path}
 
     def endpoint_of(path: str) -> str:
@@ -89,7 +84,7 @@ class TaskRoutes:
 
     def __init__(self, app: ASGIApp, state: State) -> None:
         self.app, self.state = app, state
-        self._tasks = {f"/{name}": task for name, task in TASKS.items()}
+        self._tasks = task_routes()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         task = self._tasks.get(scope["path"]) if scope.get("method") == "POST" else None
@@ -107,15 +102,15 @@ class TaskRoutes:
 
 
 def mounted(app: FastAPI) -> ASGIApp:
-    """``app`` below BentoML's routes, of which POST to ``/bento/…`` never gets here."""
-    bento = {f"{BENTO_PREFIX}/{name}" for name in TASKS}
+    """``app`` below BentoML's routes, as a plain function: of a Starlette app BentoML answers unknown paths itself."""
 
     async def every_path(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["path"] in bento:
-            answer: ASGIApp = refusal(MethodNotAllowed(f"{scope['path']!r} answers to POST"), scope, allow=["POST"])
+        if scope["path"] in task_routes():  # only other methods get here, of which FastAPI knows none below /bento
+            await refusal(MethodNotAllowed(f"{scope['path']!r} answers to POST"), scope, allow=["POST"])(
+                scope, receive, send
+            )
         else:
-            answer = app
-        await answer(scope, receive, send)
+            await app(scope, receive, send)
 
     return every_path
 
@@ -143,7 +138,8 @@ async def answer_request(request: Request, task: Task, state: State) -> Response
     query = request.scope["query_string"]
     parameters = body.parse_parameters(task.parameters, query, {}, settings.timeout_ms)
     model = pipeline.registry.find(task.name, parameters.model)  # a body that is in vain is not waited for
-    read = await body.read(request, settings)
+    raw = request.scope["path"].startswith(BENTO_PREFIX)  # BentoML's clients state content types that mean nothing
+    read = await body.read(request, settings, raw=raw)
     received = time.monotonic()
     if read.parameters:
         parameters = body.parse_parameters(task.parameters, query, read.parameters, settings.timeout_ms)

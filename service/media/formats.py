@@ -18,6 +18,7 @@ _PICTURE_BRANDS = (b"heic", b"heix", b"hevc", b"heim", b"heis", b"mif1", b"msf1"
 _QUICKTIME_ATOMS = (b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")
 
 REDUCED_TO = 2  # decoders may reduce a picture to this many times the size that is wanted: the last resampling needs it
+_BMP_HEADER_BYTES, _BMP_CORE_HEADER_BYTES = slice(14, 18), 12  # OS/2's header ends before a compression
 _BMP_COMPRESSION, _BMP_RUN_LENGTHS = slice(30, 34), (1, 2)  # BI_RLE8, BI_RLE4
 
 _SECONDS = 1e-4
@@ -88,7 +89,9 @@ def accepted_format(data: bytes, media: str) -> str:
 
 def uses_run_lengths(data: bytes) -> bool:
     """Returns whether a BMP is run-length coded: Pillow unpacks those in Python, for 23 seconds a kilobyte."""
-    return data[:2] == b"BM" and int.from_bytes(data[_BMP_COMPRESSION], "little") in _BMP_RUN_LENGTHS
+    if data[:2] != b"BM" or int.from_bytes(data[_BMP_HEADER_BYTES], "little") == _BMP_CORE_HEADER_BYTES:
+        return False
+    return int.from_bytes(data[_BMP_COMPRESSION], "little") in _BMP_RUN_LENGTHS
 
 
 def webp_size(data: bytes) -> tuple[int, int]:

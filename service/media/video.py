@@ -83,10 +83,10 @@ def decode_cost(data: bytes, spec: VideoSpec, limits: Limits) -> DecodeCost:
     """Estimates an MP4 that holds one H.264 film with a short index, under limits lowered to what the index claims."""
     if not (film := mp4.film(data)):
         return DecodeCost(math.inf, limits)
-    return DecodeCost(_film_seconds(film, spec), claimed_limits(film, limits))
+    return DecodeCost(film_seconds(film, spec), claimed_limits(film, limits))
 
 
-def _film_seconds(film: Film, spec: VideoSpec) -> float:
+def film_seconds(film: Film, spec: VideoSpec) -> float:
     shorter, longer = sorted((film.width, film.height))
     if not 0 < longer <= _MAX_ELONGATION * shorter:  # it is refused, or so it should be
         return math.inf

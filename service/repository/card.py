@@ -267,11 +267,6 @@ class ModelCard(_Strict):
             raise ValueError(f"task {self.task!r} needs the outputs {', '.join(rules.outputs)}, in this order")
         if any(len(shape) + 1 != len(self.input.shape) for shape in self.sample_shapes()):
             raise ValueError(f"the input's shape {self.input.shape} does not fit samples {self.sample_shapes()[0]}")
-        known = set(self.input.shape)
-        if unknown := [
-            axis for spec in self.outputs for axis in spec.shape if isinstance(axis, str) and axis not in known
-        ]:
-            raise ValueError(f"an output has the axis {unknown[0]!r}, which the input has not")
         if len(set(self.categories)) != len(self.categories):
             raise ValueError("a category is named twice")
         if GRAPH not in self.files:
@@ -284,8 +279,13 @@ class ModelCard(_Strict):
         return self.preprocess.sample_shapes()
 
     def output_shapes(self, sample: tuple[int, ...]) -> list[tuple[int, ...]]:
-        """Shape of each output, without the batch axis, for a sample of shape ``sample``."""
+        """Shape of each output, without the batch axis, for a sample of shape ``sample``.
+
+        An axis with a name has the size of the input's axis of that name, or one position for each category.
+        """
         sizes: Mapping[int | str, int] = dict(zip(self.input.shape[1:], sample, strict=True))
+        count = len(self.categories)
         return [
-            tuple(axis if isinstance(axis, int) else sizes[axis] for axis in spec.shape[1:]) for spec in self.outputs
+            tuple(axis if isinstance(axis, int) else sizes.get(axis, count) for axis in spec.shape[1:])
+            for spec in self.outputs
         ]

@@ -33,6 +33,7 @@ logger = logging.getLogger("convserve.batcher")
 
 _QUIET_ITERATIONS = 8  # of the event loop without an arrival, after which a batch is closed
 _LONG_REQUESTS_SECONDS = 0.02  # that long requests may add to a batch
+_POLL_SECONDS, _QUIET_POLLS = 0.01, 3  # of a queue that is drained, and how often in a row it has to be empty
 
 
 class Result(NamedTuple):
@@ -260,9 +261,14 @@ class Batcher:
         self._thread.shutdown(wait=False)
 
     async def drain(self) -> None:
-        """Waits until every admitted request has left, then closes. Requests still admitted meanwhile are answered."""
-        while self.admission.requests:
-            await asyncio.sleep(0.01)
+        """Waits until no request has been here for a moment, then closes.
+
+        Requests admitted meanwhile are answered: a client's next file, or a request that had found its model before.
+        """
+        quiet = 0
+        while quiet < _QUIET_POLLS:
+            await asyncio.sleep(_POLL_SECONDS)
+            quiet = 0 if self.admission.requests else quiet + 1
         await self.close()
 
     async def _serve(self) -> None:

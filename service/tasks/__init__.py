@@ -53,6 +53,8 @@ def _task(place: str, asked_by: str) -> Task:
         raise TaskError(f"{asked_by}: {place} cannot be imported: {error}") from error
     if not isinstance(found, Task):
         raise TaskError(f"{asked_by}: {place} is a {type(found).__name__}, not a service.tasks.task.Task")
+    if missing := [attribute for attribute in Task.__annotations__ if not hasattr(found, attribute)]:
+        raise TaskError(f"{asked_by}: {place} does not state {', '.join(missing)}")
     return found
 
 

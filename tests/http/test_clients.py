@@ -12,6 +12,7 @@ import httpx
 import numpy as np
 import pytest
 from huggingface_hub import InferenceClient
+from huggingface_hub.errors import HfHubHTTPError
 
 from tests.samples import grey_clip, grey_png, half_red_png, square_wav
 from tests.serving import Server
@@ -34,6 +35,18 @@ def test_hugging_faces_image_segmentation(hub: InferenceClient, server: Server) 
     mask: Any = segments["red"].mask  # a PIL picture, though the client's type says str
     assert mask.size == (60, 40)
     assert hub.image_segmentation(half_red_png(), model=f"{server.url}/segment", threshold=0.9) == []
+
+
+def test_hugging_faces_image_segmentation_with_all_that_it_may_ask(hub: InferenceClient, server: Server) -> None:
+    for mask_threshold, certain in ((0.7, True), (0.8, False)):  # the model is sure of everything by 0.75
+        segments = hub.image_segmentation(
+            half_red_png(), model=f"{server.url}/segment", subtask="semantic", mask_threshold=mask_threshold
+        )
+        masks: dict[str, Any] = {part.label: part.mask for part in segments}
+        assert set(masks) == {"red", "dark"}
+        assert np.asarray(masks["red"]).any() == np.asarray(masks["dark"]).any() == certain
+    with pytest.raises(HfHubHTTPError, match="422"):
+        hub.image_segmentation(half_red_png(), model=f"{server.url}/segment", subtask="instance")
 
 
 def test_hugging_faces_audio_classification(hub: InferenceClient, server: Server) -> None:
@@ -97,10 +110,24 @@ def test_curl_as_the_readme_calls_it(server: Server, tmp_path: Path) -> None:
         assert done.stdout == b'[{"label":"99","score":1.0}]'
 
 
+@pytest.mark.skipif(not shutil.which("curl"), reason="curl is not installed")
+def test_curl_with_form_fields_and_with_the_wrong_option(server: Server, tmp_path: Path) -> None:
+    file = tmp_path / "grey.png"
+    file.write_bytes(grey_png(10))
+
+    def curl(*how: str) -> bytes:
+        command = ["curl", "-sS", *how, f"{server.url}/classify"]
+        return subprocess.run(command, capture_output=True, timeout=30, check=True).stdout
+
+    assert curl("-F", f"file=@{file}", "-F", "top_k=1") == b'[{"label":"10","score":1.0}]'
+    assert b"use --data-binary, as -d drops line ends" in curl("-d", f"@{file}")
+
+
 def test_many_bento_clients_each_get_their_own_answer(server: Server) -> None:
     def ask(level: int) -> bool:
         headers = {"content-type": "application/octet-stream"}
-        answer = httpx.post(f"{server.url}/bento/classify", content=grey_png(level), headers=headers, timeout=30)
+        url = f"{server.url}/bento/classify"  # without certificates, which take long to load
+        answer = httpx.post(url, content=grey_png(level), headers=headers, timeout=30, verify=False)
         return bool(answer.json()[0]["label"] == str(level))
 
     with ThreadPoolExecutor(16) as pool:

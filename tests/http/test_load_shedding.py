@@ -1,156 +1,167 @@
-import gc
-import json
+"""Requests that no model can answer in time are refused before their bodies are read."""
+
 import math
-from collections.abc import Iterator
+import re
+import socket
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from typing import cast
 
+import httpx
 import pytest
+from starlette.types import Receive, Scope, Send
 
 from service.errors import DeadlineUnmeetable, NotReady, QueueFull, ServiceError
-from service.http.load_shedding import Door
-from service.http.middleware import Access, Scope, Visit
+from service.http.middleware import AccessLog, LoadShedding, RequestId
+from service.http.state import State
 from service.pipeline import Pipeline
+from service.settings import Settings
 from service.telemetry import metrics
+from service.telemetry.request import RequestContext
+from tests.http.asgi import Call
+from tests.samples import grey_clip
+from tests.serving import Server
 
-ID = [(b"host", b"there"), (b"x-request-id", b"mine")]
 
+class FullPipeline:
+    """Admits no picture that must be answered within ``seconds`` or less, and all else."""
 
-class Full:
-    """A pipeline that has no room for pictures, or takes too long for those who wait for no more than ``seconds``."""
-
-    def __init__(self, seconds: float = math.inf) -> None:
-        self.refusal: ServiceError = QueueFull("256 samples are waiting", retry_after_seconds=7)
+    def __init__(self, seconds: float = math.inf, error: ServiceError | None = None) -> None:
         self._seconds = seconds
+        self._error = error or QueueFull("256 samples are waiting", retry_after_seconds=7)
 
-    def takes(self, task: str, patience: float) -> bool:
-        return task != "classify" or patience > self._seconds
+    def would_admit(self, task: str, within: float) -> bool:
+        return task != "classify" or within > self._seconds
 
-    def refuse(self, task: str, patience: float) -> ServiceError:
-        assert task == "classify" and patience <= self._seconds
-        return self.refusal
-
-
-class Kept(Access):
-    """Keeps what it would record."""
-
-    def __init__(self) -> None:
-        self.records: list[tuple[Scope, Visit]] = []
-        self.leaving = False
-        super().__init__(None, closes=lambda: self.leaving)  # type: ignore[arg-type]
-
-    def record(self, scope: Scope, this: Visit) -> None:
-        self.records.append((scope, this))
+    def refusal(self, task: str, within: float) -> ServiceError:
+        assert task == "classify" and within <= self._seconds
+        return self._error
 
 
-@pytest.fixture
-def access() -> Iterator[Kept]:
-    yield Kept()
+async def inner(scope: Scope, receive: Receive, send: Send) -> None:
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"admitted"})
 
 
-def _door(access: Access, pipeline: Full | None) -> Door:
-    door = Door(access, timeout_ms=30_000)
-    door.pipeline = cast(Pipeline | None, pipeline)
-    return door
+async def _ask(pipeline: FullPipeline | None, call: Call) -> httpx.Response:
+    """Asks the whole chain around ``inner``."""
+    state = State(Settings(timeout_ms=30_000), cast(Pipeline | None, pipeline))
+    return await call.to(RequestId(AccessLog(LoadShedding(inner, state), log=False), lambda path: path, state))
 
 
-@pytest.mark.parametrize("target", [b"/classify", b"/classify?top_k=3", b"/classify?"])
-def test_the_answer_is_a_problem_with_all_that_refusals_have(access: Kept, target: bytes) -> None:
-    before = metrics.REJECTED.labels("/classify", "queue-full")._value.get()
-    answer = _door(access, Full()).turn_away(b"POST", target, ID)
-    assert answer is not None
-    status, *lines = answer[0].decode().split("\r\n")
-    headers = dict(line.split(": ", 1) for line in lines if line)
-    assert status == "HTTP/1.1 503 Service Unavailable" and answer[0].endswith(b"\r\n")
-    assert headers.pop("server-timing").startswith("decode;dur=0.000, preprocess;dur=0.000, queue;dur=0.000")
+def _refused() -> float:
+    """So many requests to /classify by now, for a full queue."""
+    labels = {"endpoint": "/classify", "reason": "queue-full"}
+    samples = [sample for family in metrics.REJECTED.collect() for sample in family.samples]
+    return sum(sample.value for sample in samples if sample.labels == labels and sample.name.endswith("_total"))
+
+
+@pytest.mark.parametrize("path", ["/classify", "/classify?top_k=3", "/classify?"])
+async def test_the_answer_is_a_problem_with_all_that_refusals_have(path: str) -> None:
+    before = _refused()
+    call = Call(path, headers=[(b"x-request-id", b"mine")], body=[b"media"])
+    response = await _ask(FullPipeline(), call)
+    assert response.status_code == 503 and call.received == 0, "nothing is read of the body"
+    headers = dict(response.headers)
+    assert re.match(r"decode;dur=0.000, preprocess;dur=0.000, queue;dur=0.000", headers.pop("server-timing"))
     assert headers == {
         "content-type": "application/problem+json",
-        "content-length": str(len(answer[1])),
+        "content-length": str(len(response.content)),
         "retry-after": "7",
         "x-batch-size": "0",
         "x-request-id": "mine",
     }
-    assert json.loads(answer[1]) == {
+    assert response.json() == {
         "type": "/problems/queue-full",
         "title": QueueFull.title,
         "status": 503,
         "detail": "256 samples are waiting",
         "request_id": "mine",
     }
-    assert metrics.REJECTED.labels("/classify", "queue-full")._value.get() == before + 1
-    ((scope, visit),) = access.records
-    assert scope == {"method": "POST", "path": "/classify", "headers": ID}
-    assert (visit.request_id, visit.endpoint, visit.status, visit.model) == ("mine", "/classify", 503, "")
-    assert visit.watch is not None and not visit.watch.intervals
+    assert _refused() == before + 1
+    context = RequestContext.of(call.scope)
+    assert (context.status, context.model) == (503, "") and context.timer and not context.timer.intervals
 
 
-def test_a_refusal_leaves_nothing_to_the_garbage_collector(access: Kept) -> None:
-    door = _door(access, Full())
-    gc.collect()
-    gc.disable()
-    try:
-        for _ in range(100):
-            assert door.turn_away(b"POST", b"/classify", ID) is not None
-            access.records.clear()
-        assert gc.collect() < 100
-    finally:
-        gc.enable()
-
-
-def test_who_gives_no_id_gets_one(access: Kept) -> None:
-    answer = _door(access, Full()).turn_away(b"POST", b"/classify", [])
-    assert answer is not None
-    given = json.loads(answer[1])["request_id"]
-    assert len(given) == 32 and f"x-request-id: {given}\r\n".encode() in answer[0]
-
-
-def test_a_service_that_stops_says_so(access: Kept) -> None:
-    stopping = Full()
-    stopping.refusal = NotReady("the service is stopping", retry_after_seconds=5)
-    answer = _door(access, stopping).turn_away(b"POST", b"/classify", ID)
-    assert answer is not None and json.loads(answer[1])["type"] == "/problems/not-ready"
+async def test_a_service_that_stops_says_so() -> None:
+    stopping = FullPipeline(error=NotReady("the service is stopping", retry_after_seconds=5))
+    response = await _ask(stopping, Call("/classify"))
+    assert (response.json()["type"], response.headers["retry-after"]) == ("/problems/not-ready", "5")
 
 
 @pytest.mark.parametrize(
-    ("method", "target"),
+    ("method", "path"),
     [
-        (b"POST", b"/segment"),
-        (b"GET", b"/classify"),
-        (b"POST", b"/bento/classify"),
-        (b"POST", b"/classify/"),
-        (b"POST", b"/"),
-        (b"POST", b"http://there/classify"),
+        ("POST", "/segment"),
+        ("GET", "/classify"),
+        ("POST", "/classify/"),
+        ("POST", "/"),
     ],
 )
-def test_all_else_comes_in(access: Kept, method: bytes, target: bytes) -> None:
-    assert _door(access, Full()).turn_away(method, target, ID) is None
-    assert not access.records
+async def test_all_else_is_admitted(method: str, path: str) -> None:
+    assert (await _ask(FullPipeline(), Call(path, method=method))).text == "admitted"
+
+
+async def test_all_is_admitted_before_models_are_loaded() -> None:
+    """The routes say then that the service is not ready."""
+    assert (await _ask(None, Call("/classify"))).text == "admitted"
 
 
 @pytest.mark.parametrize(
     ("query", "seconds"),
     [
-        (b"timeout_ms=1500", 1.5),
-        (b"top_k=3&timeout_ms=1500&model=x", 1.5),
-        (b"", 30),
-        (b"timeout_ms=30000", 30),
-        pytest.param(b"timeout_ms=31000", 30, id="more than is allowed"),
-        pytest.param(b"timeout_ms=0", 30, id="no number of milliseconds"),
-        pytest.param(b"timeout_ms=%31", 30, id="encoded"),
-        pytest.param(b"timeout_ms=" + b"9" * 5000, 30, id="no number of this world"),
-        pytest.param(b"my_timeout_ms=7", 30, id="another parameter"),
+        ("timeout_ms=1500", 1.5),
+        ("top_k=3&timeout_ms=1500&model=x", 1.5),
+        ("", 30),
+        ("timeout_ms=30000", 30),
+        pytest.param("timeout_ms=31000", 30, id="more than is allowed"),
+        pytest.param("timeout_ms=0", 30, id="no number of milliseconds"),
+        pytest.param("timeout_ms=%31", 30, id="encoded"),
+        pytest.param("timeout_ms=" + "9" * 5000, 30, id="no number of this world"),
+        pytest.param("my_timeout_ms=7", 30, id="another parameter"),
     ],
 )
-def test_who_will_not_wait_for_so_long_is_turned_away(access: Kept, query: bytes, seconds: float) -> None:
-    late, in_time = Full(seconds), Full(seconds - 0.001)
-    late.refusal = DeadlineUnmeetable("it may take 1500 ms", retry_after_seconds=2)
-    target = b"/classify?" + query
-    answer = _door(access, late).turn_away(b"POST", target, ID)
-    assert answer is not None and json.loads(answer[1])["type"] == "/problems/deadline-unmeetable"
-    assert _door(access, in_time).turn_away(b"POST", target, ID) is None
+async def test_the_deadline_that_the_query_states_decides(query: str, seconds: float) -> None:
+    error = DeadlineUnmeetable("it may take 1500 ms", retry_after_seconds=2)
+    late, in_time = FullPipeline(seconds, error), FullPipeline(seconds - 0.001, error)
+    response = await _ask(late, Call(f"/classify?{query}"))
+    assert response.json()["type"] == "/problems/deadline-unmeetable"
+    assert (await _ask(in_time, Call(f"/classify?{query}"))).text == "admitted"
 
 
-def test_before_there_is_a_pipeline_and_while_clients_are_sent_away_all_come_in(access: Kept) -> None:
-    assert _door(access, None).turn_away(b"POST", b"/classify", ID) is None
-    access.leaving = True
-    assert _door(access, Full()).turn_away(b"POST", b"/classify", ID) is None
-    assert not access.records
+def test_a_full_queue_is_told_before_the_body_is_sent_and_is_counted_and_logged(narrow_server: Server) -> None:
+    clip = grey_clip(5, frames=16)
+    stop = threading.Event()
+
+    def keep_asking(_: int) -> None:
+        with httpx.Client(base_url=narrow_server.url, timeout=30) as one:
+            while not stop.is_set():
+                one.post("/video", content=clip)
+
+    def ask_without_a_body(number: int) -> bytes:
+        request_id = f"shed-{number}"
+        head = f"POST /video HTTP/1.1\r\nHost: x\r\nX-Request-Id: {request_id}\r\nContent-Length: 1000\r\n\r\n"
+        with socket.create_connection(("127.0.0.1", narrow_server.port), timeout=20) as connection:
+            connection.sendall(head.encode())
+            answer = b""
+            while not answer.endswith(b"}"):
+                answer += connection.recv(65536)
+            return answer
+
+    with ThreadPoolExecutor(12) as pool:
+        asking = pool.map(keep_asking, range(12))
+        try:
+            answers = [ask_without_a_body(0)]
+            while b" 503 " not in answers[-1].splitlines()[0] and len(answers) < 50:
+                answers.append(ask_without_a_body(len(answers)))
+        finally:
+            stop.set()
+        list(asking)
+    assert b"/problems/queue-full" in answers[-1] and b"\r\nretry-after: " in answers[-1]
+    assert all(b" 408 " in answer.splitlines()[0] for answer in answers[:-1])
+    assert f'"request_id":"shed-{len(answers) - 1}","method":"POST","path":"/video","status":503' in (
+        narrow_server.log.read_text()
+    )
+    series = httpx.get(f"{narrow_server.url}/metrics", timeout=30).text
+    counted = re.search(r'convserve_rejected_total\{endpoint="/video",reason="queue-full"\} (\d+)', series)
+    assert counted and int(counted[1]) >= 1

@@ -17,9 +17,9 @@ import numpy as np
 import pytest
 
 from service.errors import CorruptMedia, MediaTooLarge, UnsupportedMedia
-from service.media import Limits
-from service.media.audio import decode_audio, decoding_seconds
-from service.media.video import decode_video
+from service.media import Limits, audio, video
+from service.media.audio import AudioSpec
+from service.media.video import VideoSpec
 from tests import synthetic as media
 
 CODECS = {  # container, codec, rate in Hz
@@ -43,7 +43,7 @@ CODECS = {  # container, codec, rate in Hz
 
 
 def decoded(data: bytes, sample_rate_hz: int = 16_000, limits: Limits | None = None) -> media.Sound:
-    return decode_audio(data, limits or Limits(), sample_rate_hz=sample_rate_hz)
+    return np.concatenate(list(audio.decode(data, AudioSpec(sample_rate_hz), limits or Limits())))
 
 
 def heard(sound: media.Sound, rate_hz: int) -> tuple[float, float]:
@@ -281,11 +281,11 @@ def test_a_small_file_of_long_silence_is_refused_whatever_its_header_says(tmp_pa
     program = """
 import json, pathlib, resource, sys
 from service.media import Limits
-from service.media.audio import decode_audio, decoding_seconds
+from service.media.audio import AudioSpec, decode
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 before = peak()
 try:
-    decode_audio(pathlib.Path(sys.argv[1]).read_bytes(), Limits(max_seconds=60), sample_rate_hz=16_000)
+    list(decode(pathlib.Path(sys.argv[1]).read_bytes(), AudioSpec(16_000), Limits(max_seconds=60)))
 except Exception as error:
     print(json.dumps([type(error).__name__, peak() - before]))
 """
@@ -300,8 +300,8 @@ except Exception as error:
 # Playlists: nothing that they name is opened
 
 
-class Watch:
-    """Linux's word on whether a file was opened."""
+class Inotify:
+    """Tells by inotify whether a file was opened."""
 
     def __init__(self, path: Path) -> None:
         self._libc = ctypes.CDLL(None, use_errno=True)
@@ -319,13 +319,13 @@ class Watch:
 
 
 @pytest.fixture
-def bait(tmp_path: Path) -> Iterator[tuple[Path, Watch]]:
+def bait(tmp_path: Path) -> Iterator[tuple[Path, Inotify]]:
     """A real sound, watched."""
     if sys.platform != "linux":
         pytest.skip("inotify is Linux's")
     path = tmp_path / "bait.wav"
     path.write_bytes(media.wav(media.sine(440, 0.5, 16_000), 16_000))
-    watch = Watch(path)
+    watch = Inotify(path)
     yield path, watch
     watch.close()
 
@@ -380,10 +380,10 @@ def refused(data: bytes) -> None:
     with pytest.raises((UnsupportedMedia, CorruptMedia, MediaTooLarge)):
         decoded(data)
     with pytest.raises((UnsupportedMedia, CorruptMedia, MediaTooLarge)):
-        decode_video(data, Limits(), frame_rate_hz=8, shorter_side=32)
+        list(video.decode(data, VideoSpec(8, 32), Limits()))
 
 
-def test_the_watch_sees_a_file_being_opened(bait: tuple[Path, Watch]) -> None:
+def test_the_watch_sees_a_file_being_opened(bait: tuple[Path, Inotify]) -> None:
     path, watch = bait
     assert not watch.saw_it_opened()
     path.read_bytes()
@@ -398,7 +398,7 @@ def test_a_playlist_is_no_accepted_format(kind: str) -> None:
 
 @pytest.mark.parametrize("kind", PLAYLISTS)
 @pytest.mark.parametrize("disguise", ["", *DISGUISES])
-def test_a_playlist_never_opens_the_file_it_names(kind: str, disguise: str, bait: tuple[Path, Watch]) -> None:
+def test_a_playlist_never_opens_the_file_it_names(kind: str, disguise: str, bait: tuple[Path, Inotify]) -> None:
     path, watch = bait
     for name in (str(path), f"file:{path}", f"file://{path}"):
         refused(DISGUISES.get(disguise, b"") + b"\n" * bool(disguise) + PLAYLISTS[kind].format(name).encode())
@@ -439,7 +439,7 @@ def grown(data: bytes, atoms: list[bytes], change: int) -> bytes:
 @pytest.mark.parametrize("location", ["alias", "file URL", "HTTP URL"])
 @pytest.mark.parametrize("container", ["mov", "mp4"])
 def test_a_data_reference_to_another_file_is_not_followed(
-    container: str, location: str, bait: tuple[Path, Watch], web: tuple[str, list[str]]
+    container: str, location: str, bait: tuple[Path, Inotify], web: tuple[str, list[str]]
 ) -> None:
     codec = "pcm_s16le" if container == "mov" else "aac"
     data = media.encoded_sound(media.sine(440, 0.3, 16_000), 16_000, container, codec)
@@ -457,16 +457,7 @@ def test_a_data_reference_to_another_file_is_not_followed(
     assert web[1] == []
 
 
-# The caller who waits no more
-
-
-def test_the_check_is_called_while_decoding_and_its_exception_passes_unchanged() -> None:
-    data = media.wav(np.zeros((1, 80_000)), 16_000)
-    with pytest.raises(media.Impatient):
-        decode_audio(data, Limits(), sample_rate_hz=16_000, check=media.after(5))
-
-
-def test_what_is_no_accepted_sound_is_refused_and_told_what_is() -> None:
+def test_other_files_are_refused_with_the_accepted_formats() -> None:
     for data in (b"", b"hello", b"MThd\0\0\0\6", media.picture(media.smooth(8, 8), "PNG")):
         with pytest.raises(UnsupportedMedia) as refusal:
             decoded(data)
@@ -474,13 +465,17 @@ def test_what_is_no_accepted_sound_is_refused_and_told_what_is() -> None:
         assert refusal.value.status == 415
 
 
-# What may be decoded on the spot
+# Estimates
+
+
+def estimated(data: bytes, sample_rate_hz: int = 8000) -> float:
+    return audio.decode_cost(data, AudioSpec(sample_rate_hz), Limits()).seconds
 
 
 @pytest.mark.parametrize("kind", ["u8", "s16", "s24", "s32", "f32", "f64"])
-def test_what_a_short_uncompressed_wav_takes_is_known_from_its_header(kind: str) -> None:
+def test_a_short_uncompressed_wav_is_estimated_from_its_header(kind: str) -> None:
     half, double = (media.wav(media.sine(440, seconds, 8000), 8000, kind) for seconds in (0.5, 1.0))
-    assert 0.0005 < decoding_seconds(half, sample_rate_hz=8000) < decoding_seconds(double, sample_rate_hz=8000) < 0.0025
+    assert 0.0005 < estimated(half) < estimated(double) < 0.0025
 
 
 def with_tags(data: bytes, *, behind: bool) -> bytes:
@@ -494,14 +489,14 @@ def test_few_tags_in_a_wav_do_not_matter() -> None:
     data = media.wav(media.sine(440, 0.5, 8000), 8000)
     at = data.index(b"data")
     tagged = data[:at] + b"LIST\x0e\0\0\0INFOISFT\2\0\0\0x\0" + data[at:]
-    assert decoding_seconds(data, sample_rate_hz=8000) < decoding_seconds(tagged, sample_rate_hz=8000) < 0.0025
+    assert estimated(data) < estimated(tagged) < 0.0025
 
 
-def test_what_a_wav_becomes_counts_beside_its_bytes() -> None:
+def test_the_estimate_counts_the_samples_made_beside_the_bytes_read() -> None:
     sound = media.wav(media.sine(440, 5, 8000), 8000)
-    assert decoding_seconds(sound, sample_rate_hz=8000) < 0.0025
-    assert decoding_seconds(sound, sample_rate_hz=48_000) > 0.0025
-    assert 0.008 < decoding_seconds(media.wav(media.sine(440, 60, 8000), 8000), sample_rate_hz=8000) < math.inf
+    assert estimated(sound) < 0.0025
+    assert estimated(sound, 48_000) > 0.0025
+    assert 0.008 < estimated(media.wav(media.sine(440, 60, 8000), 8000)) < math.inf
 
 
 @pytest.mark.parametrize(
@@ -517,5 +512,5 @@ def test_what_a_wav_becomes_counts_beside_its_bytes() -> None:
     ],
     ids=["A-law", "FLAC", "truncated", "no rate", "tags before", "tags behind", "nothing"],
 )
-def test_what_other_sounds_take_is_not_known(data: bytes) -> None:
-    assert decoding_seconds(data, sample_rate_hz=8000) == math.inf
+def test_other_sounds_are_not_estimated(data: bytes) -> None:
+    assert estimated(data) == math.inf

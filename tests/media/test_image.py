@@ -15,7 +15,8 @@ from PIL import Image, PngImagePlugin
 
 from service.errors import CorruptMedia, MediaTooLarge, UnsupportedMedia
 from service.media import Limits
-from service.media.image import Picture, decode_image
+from service.media.image import ImageSample, ImageSpec, Picture, decode, decoded_shorter_side, image_sample
+from service.repository.card import ImagePreprocess
 from tests import synthetic as media
 
 LOSSLESS: dict[str, dict[str, Any]] = {"PNG": {}, "WEBP": {"lossless": True}, "BMP": {}, "TIFF": {}}
@@ -27,8 +28,13 @@ def rgb(picture: Picture) -> NDArray[np.uint8]:
     return np.asarray(picture.image)
 
 
-def decoded(data: bytes, **options: Any) -> NDArray[np.uint8]:
-    return rgb(decode_image(data, Limits(), **options))
+def decode_image(data: bytes, limits: Limits, *, shorter_side: int | None = None) -> Picture:
+    (picture,) = decode(data, ImageSpec(shorter_side), limits)
+    return picture
+
+
+def decoded(data: bytes, *, shorter_side: int | None = None) -> NDArray[np.uint8]:
+    return rgb(decode_image(data, Limits(), shorter_side=shorter_side))
 
 
 def png(values: NDArray[np.unsignedinteger[Any]], colour: int, bits: int, *extra: bytes) -> bytes:
@@ -246,7 +252,7 @@ def test_a_palette_with_graded_transparency_is_mixed_with_white() -> None:
 
 
 @pytest.mark.parametrize("format", ["PNG", "WEBP", "TIFF"])
-def test_what_is_transparent_shows_white(format: str) -> None:
+def test_transparent_pixels_show_white(format: str) -> None:
     pixels = np.zeros((4, 3, 4), np.uint8)
     pixels[:, :, :3] = (200, 100, 0)
     pixels[:, :, 3] = (0, 128, 255)  # column by column
@@ -516,12 +522,12 @@ def test_bombs_cost_no_memory(tmp_path: Any) -> None:
     program = """
 import json, pathlib, resource, sys
 from service.media import Limits
-from service.media.image import decode_image
+from service.media.image import ImageSpec, decode
 peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
 found = []
 for path in sys.argv[1:]:
     try:
-        decode_image(pathlib.Path(path).read_bytes(), Limits())
+        list(decode(pathlib.Path(path).read_bytes(), ImageSpec(), Limits()))
         found.append(["decoded", peak()])
     except Exception as error:
         found.append([type(error).__name__, peak()])
@@ -552,7 +558,7 @@ print(json.dumps(found))
     ],
     ids=["nothing", "text", "SVG", "EPS", "ICO", "PDF", "HEIC", "AVIF", "WAV"],
 )
-def test_what_is_no_accepted_picture_is_refused_and_told_what_is(data: bytes, named: str) -> None:
+def test_other_files_are_refused_with_the_accepted_formats(data: bytes, named: str) -> None:
     with pytest.raises(UnsupportedMedia) as refusal:
         decoded(data)
     assert named in refusal.value.detail
@@ -560,17 +566,136 @@ def test_what_is_no_accepted_picture_is_refused_and_told_what_is(data: bytes, na
     assert refusal.value.status == 415
 
 
-# The caller who waits no more
+# Samples
 
 
-def test_the_check_is_called_and_its_exception_passes_unchanged() -> None:
-    with pytest.raises(media.Impatient):
-        decoded(media.picture(media.smooth(16, 16), "JPEG"), check=media.after(1))
+def crop(shorter_side: int, height: int, width: int) -> ImagePreprocess:
+    return ImagePreprocess(resize="crop", sizes=((height, width),), shorter_side=shorter_side)
 
 
-def test_an_operating_system_error_of_the_check_is_not_taken_for_a_damaged_picture() -> None:
-    def check() -> None:
-        raise TimeoutError
+def pad(*sizes: tuple[int, int]) -> ImagePreprocess:
+    return ImagePreprocess(resize="pad", sizes=sizes)
 
-    with pytest.raises(TimeoutError):
-        decoded(media.picture(media.smooth(16, 16), "JPEG"), check=check)
+
+def shown(pixels: media.Pixels, spec: ImagePreprocess) -> ImageSample:
+    return image_sample(Image.fromarray(pixels), spec)
+
+
+# Samples, cropped
+
+
+def test_crop_of_a_picture_of_the_right_size_is_its_middle() -> None:
+    pixels = media.smooth(256, 340)
+    sample, region = shown(pixels, crop(256, 224, 224))
+    assert np.array_equal(sample, pixels[16:240, 58:282])  # (256 - 224) / 2 and (340 - 224) / 2
+    assert region == (0, 0, 224, 224)
+
+
+def test_crop_of_a_picture_of_the_very_size_is_the_picture() -> None:
+    pixels = media.smooth(64, 64)
+    assert np.array_equal(shown(pixels, crop(64, 64, 64)).sample, pixels)
+
+
+@pytest.mark.parametrize(
+    "height,width,scale,top,left",
+    [(128, 250, 2, 8, 69), (250, 128, 2, 69, 8), (192, 192, 3, 12, 12), (64, 100, 1, 4, 22), (32, 100, 0.5, 2, 36)],
+)
+def test_crop_takes_its_pixels_from_where_arithmetic_says(
+    height: int, width: int, scale: float, top: float, left: float
+) -> None:
+    """Shorter side 64, size 56: the box begins at (side - 56 * scale) / 2, and its pixels are ``scale`` apart."""
+    sample = shown(media.positions(height, width), crop(64, 56, 56)).sample.astype(float)
+    centres = (np.arange(56) + 0.5) * scale - 0.5
+    inner = slice(2, -2)  # at the margins, the filter meets the end of the picture
+    assert np.abs(sample[inner, inner, 0] - (left + centres)[None, inner]).max() <= 0.51
+    assert np.abs(sample[inner, inner, 1] - (top + centres)[inner, None]).max() <= 0.51
+
+
+def test_crop_of_a_size_that_is_not_square() -> None:
+    sample, region = shown(media.positions(128, 200), crop(64, 32, 48))
+    assert sample.shape == (32, 48, 3)
+    assert region == (0, 0, 32, 48)
+    assert abs(int(sample[0, 0, 0]) - 52.5) <= 1  # (200 - 96) / 2, and half a step of two
+    assert abs(int(sample[0, 0, 1]) - 32.5) <= 1  # (128 - 64) / 2
+
+
+def test_crop_averages_what_it_makes_smaller() -> None:
+    board = (np.indices((256, 256)).sum(axis=0) % 2 * 255).astype(np.uint8)[:, :, None].repeat(3, axis=2)
+    sample = shown(board, crop(64, 64, 64)).sample
+    assert np.abs(sample.astype(int) - 127.5).max() < 3
+
+
+@pytest.mark.parametrize("size", [28, 100, 112, 176, 224, 299])
+def test_crop_takes_pictures_of_every_size(size: int) -> None:
+    """The box is as large as the picture: a rounding error of 29 / 28 * 28 must not put it outside."""
+    for side in [*range(1, 120), *range(size - 3, size + 40)]:
+        for shape in ((side, side, 3), (side, side + 7, 3), (side + 7, side, 3)):
+            assert shown(np.full(shape, 9, np.uint8), crop(size, size, size)).sample.max() == 9
+
+
+@pytest.mark.parametrize("height,width", [(1, 1), (1, 500), (500, 1)])
+@pytest.mark.parametrize("spec", [crop(64, 56, 56), pad((64, 64))], ids=["crop", "pad"])
+def test_the_thinnest_pictures_become_samples(spec: ImagePreprocess, height: int, width: int) -> None:
+    sample, region = shown(np.full((height, width, 3), 200, np.uint8), spec)
+    assert sample.shape == (*spec.sizes[0], 3)
+    assert sample.dtype == np.uint8
+    inside = sample[region.top : region.top + region.height, region.left : region.left + region.width]
+    assert inside.size
+    assert (inside == 200).all()
+
+
+# Samples, padded
+
+
+@pytest.mark.parametrize(
+    "height,width,region",
+    [
+        (128, 128, (0, 0, 64, 64)),
+        (64, 64, (0, 0, 64, 64)),
+        (100, 200, (16, 0, 32, 64)),
+        (200, 100, (0, 16, 64, 32)),
+        (16, 32, (16, 0, 32, 64)),  # a small picture is enlarged
+        (90, 160, (14, 0, 36, 64)),
+        (100, 300, (21, 0, 21, 64)),  # 64 / 3 rounds to 21; 43 rows are left, 21 of them above
+        (1, 1000, (31, 0, 1, 64)),
+    ],
+)
+def test_pad_scales_the_whole_picture_and_centres_it_on_grey(
+    height: int, width: int, region: tuple[int, int, int, int]
+) -> None:
+    sample, found = shown(np.full((height, width, 3), 255, np.uint8), pad((64, 64)))
+    assert found == region
+    top, left, inner_height, inner_width = region
+    expected = np.full((64, 64, 3), 114, np.uint8)
+    expected[top : top + inner_height, left : left + inner_width] = 255
+    assert np.array_equal(sample, expected)
+
+
+def test_the_region_of_a_padded_sample_holds_the_whole_picture() -> None:
+    sample, region = shown(media.quarters(120, 200), pad((96, 96)))
+    inside = sample[region.top : region.top + region.height, region.left : region.left + region.width]
+    assert media.corners(inside) == media.CORNERS
+
+
+@pytest.mark.parametrize(
+    "height,width,chosen",
+    [
+        (300, 300, (256, 256)),
+        (300, 400, (192, 320)),  # 1.33: it fills 0.75 of the square and 0.8 of the wide size
+        (300, 380, (256, 256)),  # 1.27: 0.79 and 0.76
+        (400, 300, (320, 192)),
+        (100, 1000, (192, 320)),
+        (1000, 100, (320, 192)),
+        (192, 320, (192, 320)),
+        (48, 80, (192, 320)),
+    ],
+)
+def test_the_size_that_the_picture_fills_best_is_chosen(height: int, width: int, chosen: tuple[int, int]) -> None:
+    spec = pad((256, 256), (192, 320), (320, 192))
+    assert shown(np.zeros((height, width, 3), np.uint8), spec).sample.shape[:2] == chosen
+
+
+def test_pictures_are_decoded_no_smaller_than_samples_need() -> None:
+    assert decoded_shorter_side(crop(256, 224, 224)) == 256
+    assert decoded_shorter_side(pad((256, 256), (192, 320))) == 256
+    assert decoded_shorter_side(pad((192, 320))) == 192

@@ -1,4 +1,4 @@
-"""What is known of a film before it is decoded. PyAV, which asks FFmpeg, is the oracle."""
+"""The index of a film, read before it is decoded. PyAV, which asks FFmpeg, is the oracle."""
 
 import io
 import math
@@ -13,10 +13,11 @@ import pytest
 from service.errors import MediaTooLarge
 from service.media import Limits
 from service.media.mp4 import Film, film
-from service.media.video import claimed_limits, decode_video, decoding_seconds
+from service.media.video import VideoSpec, claimed_limits, decode, decode_cost, film_seconds
 from tests import synthetic as media
 
-SLOW = 0.008  # what a worker with one core lets its event loop be kept
+SLOW = 0.008  # seconds on the event loop that a worker with one core allows
+SPEC = VideoSpec(frame_rate_hz=8, shorter_side=32)
 
 
 def small(container: str = "mp4", **options: Any) -> bytes:
@@ -24,7 +25,7 @@ def small(container: str = "mp4", **options: Any) -> bytes:
 
 
 def decoded(data: bytes, limits: Limits) -> media.Pixels:
-    return decode_video(data, limits, frame_rate_hz=8, shorter_side=32)
+    return np.concatenate(list(decode(data, SPEC, limits)))
 
 
 CLIPS = {
@@ -53,7 +54,7 @@ def test_the_index_of_a_film_is_read_as_ffmpeg_reads_it(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CLIPS)
-def test_what_is_as_large_as_it_claims_passes_the_limits_that_it_claims(name: str) -> None:
+def test_a_film_as_large_as_it_claims_passes_the_limits_that_it_claims(name: str) -> None:
     claims = film(CLIPS[name])
     assert claims is not None
     assert np.array_equal(decoded(CLIPS[name], claimed_limits(claims, Limits())), decoded(CLIPS[name], Limits()))
@@ -95,7 +96,7 @@ LIES = {
 
 
 @pytest.mark.parametrize("name", LIES)
-def test_what_is_larger_than_it_claims_is_refused_by_the_limits_that_it_claims(name: str) -> None:
+def test_a_film_larger_than_it_claims_is_refused_by_the_limits_that_it_claims(name: str) -> None:
     claims = film(LIES[name])
     assert claims is not None
     assert len(decoded(LIES[name], Limits())) >= 16
@@ -126,8 +127,15 @@ OTHERS = {
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_of_everything_else_nothing_is_known(name: str) -> None:
+def test_other_files_have_no_index_that_is_read(name: str) -> None:
     assert film(OTHERS[name]) is None
+    assert decode_cost(OTHERS[name], SPEC, Limits()) == (math.inf, Limits())
+
+
+def test_a_film_is_estimated_under_the_limits_that_it_claims() -> None:
+    claims = film(CLIPS["plain"])
+    assert claims is not None
+    assert decode_cost(CLIPS["plain"], SPEC, Limits()) == (film_seconds(claims, SPEC), claimed_limits(claims, Limits()))
 
 
 def test_boxes_may_have_long_lengths_or_reach_to_the_end() -> None:
@@ -145,12 +153,12 @@ def test_damage_never_raises() -> None:
     headers = [data[:32] + damaged for damaged in media.mutations(header, 1000)]
     for damaged in [*media.mutations(data, 300), *media.cuts(data), *headers]:
         found = film(damaged)
-        assert found is None or decoding_seconds(found, frame_rate_hz=8, shorter_side=32) > 0
+        assert found is None or film_seconds(found, SPEC) > 0
 
 
 def test_more_of_anything_takes_longer() -> None:
     plain = Film(112, 112, 16, 30_000, 2.0)
-    takes = decoding_seconds(plain, frame_rate_hz=8, shorter_side=112)
+    takes = film_seconds(plain, VideoSpec(8, 112))
     assert 0.001 < takes < SLOW
     for larger in (
         plain._replace(width=400),
@@ -159,11 +167,11 @@ def test_more_of_anything_takes_longer() -> None:
         plain._replace(frame_bytes=300_000),
         plain._replace(seconds=500.0),
     ):
-        assert takes < decoding_seconds(larger, frame_rate_hz=8, shorter_side=112) < math.inf
-    assert decoding_seconds(plain, frame_rate_hz=60, shorter_side=112) > takes
-    assert decoding_seconds(plain, frame_rate_hz=8, shorter_side=448) > SLOW
+        assert takes < film_seconds(larger, VideoSpec(8, 112)) < math.inf
+    assert film_seconds(plain, VideoSpec(60, 112)) > takes
+    assert film_seconds(plain, VideoSpec(8, 448)) > SLOW
 
 
 @pytest.mark.parametrize("size", [(0, 0), (0, 100), (100, 0), (100, 500), (500, 100)])
-def test_what_has_no_size_or_is_a_ribbon_is_not_quick(size: tuple[int, int]) -> None:
-    assert decoding_seconds(Film(*size, 16, 30_000, 2.0), frame_rate_hz=8, shorter_side=112) == math.inf
+def test_a_film_without_a_size_or_a_ribbon_is_not_estimated_as_quick(size: tuple[int, int]) -> None:
+    assert film_seconds(Film(*size, 16, 30_000, 2.0), VideoSpec(8, 112)) == math.inf

@@ -8,21 +8,21 @@ from pathlib import Path
 
 import pytest
 
-from service.media import Limits
-from service.media.audio import decode_audio
-from service.media.video import decode_video
+from service.media import Limits, audio, video
+from service.media.audio import AudioSpec
+from service.media.video import VideoSpec
 from tests import synthetic as media
 from tests.serving import ROOT
 
 
 def _clip(codec: str) -> Callable[[], object]:
     data = media.clip(media.numbered(25, 64, 96, step=8), "mp4", codec)
-    return lambda: decode_video(data, Limits(), frame_rate_hz=8, shorter_side=32)
+    return lambda: list(video.decode(data, VideoSpec(8, 32), Limits()))
 
 
 def _sound(container: str, codec: str) -> Callable[[], object]:
     data = media.encoded_sound(media.sine(1000, 0.8, 44_100, (0.5, 0.5)), 44_100, container, codec)
-    return lambda: decode_audio(data, Limits(), sample_rate_hz=8_000)
+    return lambda: list(audio.decode(data, AudioSpec(8_000), Limits()))
 
 
 DECODING: dict[str, Callable[[], Callable[[], object]]] = {
@@ -45,7 +45,7 @@ def count(name: str) -> tuple[int, int]:
     over = threading.Event()
 
     def work() -> None:
-        for _ in range(100):
+        for _ in range(30):
             decode()
         over.set()
 

@@ -6,7 +6,6 @@ import sys
 from fractions import Fraction
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import av
 import numpy as np
@@ -15,7 +14,7 @@ from PIL import Image
 
 from service.errors import CorruptMedia, MediaTooLarge, UnsupportedMedia
 from service.media import Limits
-from service.media.video import decode_video
+from service.media.video import VideoSpec, decode
 from tests import synthetic as media
 
 CODECS = {  # container, codec
@@ -39,7 +38,7 @@ SMALLEST = 64  # the AV1 encoder takes nothing smaller
 def decoded(
     data: bytes, *, frame_rate_hz: float = 8, shorter_side: int = 32, limits: Limits | None = None
 ) -> media.Pixels:
-    return decode_video(data, limits or Limits(), frame_rate_hz=frame_rate_hz, shorter_side=shorter_side)
+    return np.concatenate(list(decode(data, VideoSpec(frame_rate_hz, shorter_side), limits or Limits())))
 
 
 def on_screen(starts: list[float], end: float, frame_rate_hz: float = 8) -> list[int]:
@@ -293,11 +292,11 @@ def test_a_clip_with_a_huge_frame_costs_no_memory(
     program = """
 import json, pathlib, resource, sys
 from service.media import Limits
-from service.media.video import decode_video
+from service.media.video import VideoSpec, decode
 found = []
 for path in sys.argv[1:]:
     try:
-        decode_video(pathlib.Path(path).read_bytes(), Limits(), frame_rate_hz=8, shorter_side=32)
+        list(decode(pathlib.Path(path).read_bytes(), VideoSpec(8, 32), Limits()))
         found.append("decoded")
     except Exception as error:
         found.append(type(error).__name__)
@@ -382,19 +381,9 @@ def test_a_coding_that_no_decoder_knows_is_refused() -> None:
     ],
     ids=["nothing", "text", "MPEG-TS", "PNG", "WAV"],
 )
-def test_what_is_no_accepted_clip_is_refused_and_told_what_is(data: bytes, named: str) -> None:
+def test_other_files_are_refused_with_the_accepted_formats(data: bytes, named: str) -> None:
     with pytest.raises(UnsupportedMedia) as refusal:
         decoded(data)
     assert named in refusal.value.detail
     assert "MP4, MOV, WebM, MKV, AVI or GIF" in refusal.value.detail
     assert refusal.value.status == 415
-
-
-# The caller who waits no more
-
-
-@pytest.mark.parametrize("calls", [1, 7])
-def test_the_check_is_called_with_every_frame_and_its_exception_passes_unchanged(calls: int) -> None:
-    options: dict[str, Any] = {"frame_rate_hz": 8, "shorter_side": 32}
-    with pytest.raises(media.Impatient):
-        decode_video(media.clip(media.numbered(10)), Limits(), check=media.after(calls), **options)

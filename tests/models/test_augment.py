@@ -29,19 +29,19 @@ TRANSFORMS: dict[str, Callable[[torch.Generator], Tensor]] = {
     "flip_and_shift": lambda g: augment.flip_and_shift(PICTURES, g),
     "scale_and_crop": lambda g: augment.scale_and_crop(PICTURES, MASKS, (24, 16), g)[0],
     "scale_and_crop masks": lambda g: augment.scale_and_crop(PICTURES, MASKS, (24, 16), g)[1],
-    "vary_light": lambda g: augment.vary_light(PICTURES, g),
-    "disturb_sound": lambda g: augment.disturb_sound(SOUNDS, g),
+    "jitter_colours": lambda g: augment.jitter_colours(PICTURES, g),
+    "augment_sound": lambda g: augment.augment_sound(SOUNDS, g),
     "mix_sounds": lambda g: augment.mix_sounds(SOUNDS, torch.arange(6), 6, g)[0],
-    "turn_motion": lambda g: augment.turn_motion(CLIPS, torch.zeros(6, dtype=torch.long), ("static",), g)[0],
+    "flip_motion": lambda g: augment.flip_motion(CLIPS, torch.zeros(6, dtype=torch.long), ("static",), g)[0],
 }
 SHAPES = {
     "flip_and_shift": (6, 32, 32, 3),
     "scale_and_crop": (6, 24, 16, 3),
     "scale_and_crop masks": (6, 24, 16),
-    "vary_light": (6, 32, 32, 3),
-    "disturb_sound": (6, 1, 800),
+    "jitter_colours": (6, 32, 32, 3),
+    "augment_sound": (6, 1, 800),
     "mix_sounds": (6, 1, 800),
-    "turn_motion": (6, 4, 8, 8, 3),
+    "flip_motion": (6, 4, 8, 8, 3),
 }
 
 
@@ -59,7 +59,7 @@ def test_samples_keep_their_axes(name: str) -> None:
     assert tuple(TRANSFORMS[name](generator()).shape) == SHAPES[name]
 
 
-@pytest.mark.parametrize("name", ["flip_and_shift", "scale_and_crop", "vary_light"])
+@pytest.mark.parametrize("name", ["flip_and_shift", "scale_and_crop", "jitter_colours"])
 def test_pictures_stay_within_0_and_255(name: str) -> None:
     for seed in range(20):
         pictures = TRANSFORMS[name](generator(seed))
@@ -90,19 +90,19 @@ def test_a_shifted_picture_is_a_cut_out_of_its_mirrored_surroundings() -> None:
 
 def test_light_varies_between_pictures_but_not_within_one() -> None:
     grey = torch.full((50, 6, 5, 3), 100, dtype=torch.uint8)
-    varied = augment.vary_light(grey, generator())
+    varied = augment.jitter_colours(grey, generator())
     assert torch.equal(varied, varied[:, :1, :1].expand_as(varied))
     levels = varied[:, 0, 0].mean(dim=1)
     assert levels.max() - levels.min() > 30 and abs(float(levels.mean()) - 100) < 10
 
 
 def test_strength_0_leaves_the_light_as_it_is() -> None:
-    assert torch.allclose(augment.vary_light(PICTURES, generator(), strength=0), PICTURES.float(), atol=1e-4)
+    assert torch.allclose(augment.jitter_colours(PICTURES, generator(), strength=0), PICTURES.float(), atol=1e-4)
 
 
 def test_a_clips_frames_are_lit_the_same() -> None:
     clips = torch.full((8, 4, 6, 6, 3), 90, dtype=torch.uint8)
-    varied = augment.vary_light(clips, generator())
+    varied = augment.jitter_colours(clips, generator())
     assert torch.equal(varied, varied[:, :1].expand_as(varied))
 
 
@@ -123,7 +123,7 @@ def spelled(pictures: Tensor) -> Tensor:
 
 
 def uniform(masks: Tensor) -> Tensor:
-    """Where a mask's 3x3 neighbourhood is of one category: beside an edge, the picture's colours mix."""
+    """Pixels whose 3x3 neighbourhood has one category: beside an edge, the picture's colours mix."""
     around = masks.unfold(1, 3, 1).unfold(2, 3, 1).flatten(3)
     inner = (around == around[..., :1]).all(dim=3)
     return torch.nn.functional.pad(inner, (1, 1, 1, 1))
@@ -185,9 +185,9 @@ def tones(count: int, length: int = 4000, width: int = 150) -> Tensor:
 
 
 def test_sounds_are_shifted_by_up_to_the_stated_share_of_the_window() -> None:
-    """Where the noise is far below: the burst's energy is somewhere else by that much, and further where it is played
+    """The noise is far below, and the burst's energy is somewhere else by that much, and further where it is played
     slower, as much as 1 / 0.8."""
-    disturbed = augment.disturb_sound(tones(600), generator(), shift=0.2)[:, 0]
+    disturbed = augment.augment_sound(tones(600), generator(), shift=0.2)[:, 0]
     smooth = torch.nn.functional.avg_pool1d(disturbed.square()[:, None], 301, stride=1, padding=150)[:, 0]
     clean = smooth.max(dim=1).values > 20 * smooth.median(dim=1).values
     assert clean.sum() > 150
@@ -200,7 +200,7 @@ def test_sounds_are_played_a_fifth_faster_or_slower_at_most() -> None:
     """A cosine's pitch, found as the loudest frequency, where the noise leaves it to be found."""
     times = torch.arange(4000) / 4000
     before = torch.cos(2 * torch.pi * 500 * times).expand(300, 1, 4000)
-    power = torch.fft.rfft(augment.disturb_sound(before, generator(), shift=0.0)[:, 0]).abs()
+    power = torch.fft.rfft(augment.augment_sound(before, generator(), shift=0.0)[:, 0]).abs()
     pitches = power.argmax(dim=1)[power.max(dim=1).values > 50 * power.median(dim=1).values]
     assert len(pitches) > 150
     assert pitches.min() >= 500 * 0.8 - 2 and pitches.max() <= 500 * 1.2 + 2
@@ -209,19 +209,19 @@ def test_sounds_are_played_a_fifth_faster_or_slower_at_most() -> None:
 
 def test_sounds_are_much_softer_and_a_little_louder() -> None:
     before = tones(400)
-    after = augment.disturb_sound(before, generator(), shift=0.0)
+    after = augment.augment_sound(before, generator(), shift=0.0)
     change_db = 10 * torch.log10(after.square().mean(dim=(1, 2)) / before.square().mean(dim=(1, 2)))
     # The gain is -40 to 6 dB; filter, room and noise, which may be as loud as the sound, come on top.
     assert -70 < change_db.min() < -40 and 3 < change_db.max() < 25
 
 
 def test_silence_stays_silence() -> None:
-    assert augment.disturb_sound(torch.zeros(3, 1, 800), generator()).abs().max() == 0
+    assert augment.augment_sound(torch.zeros(3, 1, 800), generator()).abs().max() == 0
 
 
 def test_half_of_the_sounds_lie_over_noise_that_is_no_louder() -> None:
     """At the window's beginning, where neither the burst nor its echo is."""
-    after = augment.disturb_sound(tones(300, width=60), generator(), shift=0.0)
+    after = augment.augment_sound(tones(300, width=60), generator(), shift=0.0)
     beginning = after[..., :600].square().mean(dim=(1, 2))
     below_db = 10 * torch.log10(after.square().mean(dim=(1, 2)) / beginning)
     noisy = below_db < 50
@@ -230,13 +230,13 @@ def test_half_of_the_sounds_lie_over_noise_that_is_no_louder() -> None:
 
 
 def test_some_sounds_are_clipped() -> None:
-    after = augment.disturb_sound(tones(300, width=400), generator())[:, 0].abs()
+    after = augment.augment_sound(tones(300, width=400), generator())[:, 0].abs()
     at_the_rail = (after >= after.max(dim=1, keepdim=True).values * 0.9999).float().mean(dim=1)
     assert 0.03 < (at_the_rail > 0.01).float().mean() < 0.15
 
 
 def test_an_echo_comes_after_the_sound_not_before() -> None:
-    after = augment.disturb_sound(tones(400, width=30), generator(), shift=0.0)[:, 0].square()
+    after = augment.augment_sound(tones(400, width=30), generator(), shift=0.0)[:, 0].square()
     before_it, behind_it = after[:, 1200:1700].sum(dim=1), after[:, 2300:2800].sum(dim=1)
     loudness = after.sum(dim=1)
     echoing = ((behind_it > 1e-4 * loudness) & (behind_it > 10 * before_it)).float().mean()
@@ -330,7 +330,7 @@ def test_a_turned_clip_is_named_after_the_motion_that_it_then_shows(seen: tuple[
     assert measured(clip) == SHOWN[seen]  # the measure itself, on the clip as it was made
     clips = torch.from_numpy(clip).expand(24, *clip.shape)
     targets = torch.full((24,), VIDEO.categories.index(SHOWN[seen]))
-    turned, names = augment.turn_motion(clips, targets, VIDEO.categories, generator())
+    turned, names = augment.flip_motion(clips, targets, VIDEO.categories, generator())
     assert turned.dtype == torch.uint8
     told = [VIDEO.categories[int(index)] for index in names]
     assert told == [measured(one) for one in turned.numpy()]
@@ -341,7 +341,7 @@ def test_a_turned_clip_is_named_after_the_motion_that_it_then_shows(seen: tuple[
 def test_a_clip_without_direction_keeps_its_name(category: str) -> None:
     assert VIDEO.categories is not None
     targets = torch.full((6,), VIDEO.categories.index(category))
-    turned, names = augment.turn_motion(CLIPS, targets, VIDEO.categories, generator())
+    turned, names = augment.flip_motion(CLIPS, targets, VIDEO.categories, generator())
     assert torch.equal(names, targets)
     assert not torch.equal(turned, CLIPS)
 
@@ -349,7 +349,7 @@ def test_a_clip_without_direction_keeps_its_name(category: str) -> None:
 def test_clips_are_turned_each_by_itself_and_their_frames_alike() -> None:
     count = 40
     clips = CLIPS[:1].expand(count, *CLIPS.shape[1:])
-    turned, _ = augment.turn_motion(clips, torch.zeros(count, dtype=torch.long), ("static",), generator())
+    turned, _ = augment.flip_motion(clips, torch.zeros(count, dtype=torch.long), ("static",), generator())
     ways = {
         tuple(axes)
         for clip in turned

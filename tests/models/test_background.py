@@ -1,4 +1,4 @@
-"""What is not a digit: WAV files as they should be, noises of the colour that they are named after."""
+"""Sounds that are no digits: well-formed WAV files, and noises of the colour that they are named after."""
 
 import wave
 from pathlib import Path
@@ -54,7 +54,7 @@ def test_pieces_and_noises_are_written_as_often_as_asked(recording: Path, tmp_pa
 
 
 def test_pieces_are_cut_where_a_recording_is_loud(recording: Path, tmp_path: Path) -> None:
-    """Of four places of at least 1 s in 5, the loudest; chance alone would hit the tone in about two of five."""
+    """The loudest of four places of at least 1 s in 5; chance alone would hit the tone in about two of five."""
     write_background([recording], tmp_path / "out", pieces=40, noises=0, seed=1)
     assert sum(read(path).any() for path in (tmp_path / "out").iterdir()) > 28
 

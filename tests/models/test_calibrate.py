@@ -8,10 +8,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from models.calibrate import LEAST_EXAMPLES, expected_calibration_error, fit_temperature
+from models.calibrate import LEAST_EXAMPLES, fit_temperature
 from models.datasets import VOID, Example
-from models.graph import Served, ServedListener, ServedSegmenter
-from service.media.samples import Region
+from models.graph import Served, ServedAudioClassifier, ServedSegmenter
+from models.metrics import expected_calibration_error
+from models.tasks import TASKS
+from service.media.image import Region
 
 CPU = torch.device("cpu")
 COUNT = 4000
@@ -64,7 +66,7 @@ def test_of_no_answer_there_is_no_calibration_error() -> None:
 def test_the_temperature_undoes_overconfidence(factor: float) -> None:
     served = ServedStated(Stated())
     logits, truth = overconfident(factor)
-    temperature = fit_temperature(served, examples_of(logits, truth), "classify", CPU)
+    temperature = fit_temperature(served, examples_of(logits, truth), TASKS["classify"], CPU)
     assert temperature == pytest.approx(factor, rel=0.06)
     assert float(served.temperature) == 1.0
 
@@ -74,7 +76,7 @@ def test_calibrated_scores_are_right_as_often_as_they_say_and_no_answer_changes(
     logits, truth = overconfident(2.5, 2 * COUNT)
     fitted, kept = slice(COUNT), slice(COUNT, None)
     before = served(torch.from_numpy(logits[kept])).numpy()
-    temperature = fit_temperature(served, examples_of(logits[fitted], truth[fitted]), "classify", CPU)
+    temperature = fit_temperature(served, examples_of(logits[fitted], truth[fitted]), TASKS["classify"], CPU)
     served.temperature.fill_(temperature)
     after = served(torch.from_numpy(logits[kept])).numpy()
 
@@ -95,14 +97,14 @@ def test_windows_are_averaged_as_in_an_answer() -> None:
         for example, window in zip(alone, wrong, strict=True)
     ]
     served = ServedStated(Stated())
-    assert fit_temperature(served, both, "audio", CPU) == fit_temperature(served, alone, "audio", CPU)
+    assert fit_temperature(served, both, TASKS["audio"], CPU) == fit_temperature(served, alone, TASKS["audio"], CPU)
 
 
 def test_too_few_files_calibrate_nothing() -> None:
     logits, truth = overconfident(3.0, LEAST_EXAMPLES)
     served = ServedStated(Stated())
-    assert fit_temperature(served, examples_of(logits, truth)[:-1], "classify", CPU) == 1.0
-    assert fit_temperature(served, examples_of(logits, truth), "classify", CPU) > 1.5
+    assert fit_temperature(served, examples_of(logits, truth)[:-1], TASKS["classify"], CPU) == 1.0
+    assert fit_temperature(served, examples_of(logits, truth), TASKS["classify"], CPU) > 1.5
 
 
 def test_of_a_segmenter_the_pixels_are_calibrated_and_void_is_left_out() -> None:
@@ -124,7 +126,7 @@ def test_of_a_segmenter_the_pixels_are_calibrated_and_void_is_left_out() -> None
         mask = (random.random((20, 30)) < 1 / (1 + np.exp(-gap))).astype(np.uint8)
         mask[:10] = np.where(random.random((10, 30)) < 0.5, VOID, mask[:10])
         examples.append(Example([picture], np.ones(1), mask, Region(0, 0, 20, 30)))
-    assert fit_temperature(ServedPainted(Painted()), examples, "segment", CPU) == pytest.approx(2.0, rel=0.1)
+    assert fit_temperature(ServedPainted(Painted()), examples, TASKS["segment"], CPU) == pytest.approx(2.0, rel=0.1)
 
 
 def test_the_temperature_divides_the_logits_in_the_graph() -> None:
@@ -132,7 +134,7 @@ def test_the_temperature_divides_the_logits_in_the_graph() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return x.mean(dim=2) * torch.tensor([[0.0, 4.0]])
 
-    served: Any = ServedListener(Halves())
+    served: Any = ServedAudioClassifier(Halves())
     served.prepare = lambda batch: batch
     sound = torch.ones(1, 1, 8)
     served.temperature.fill_(2.0)

@@ -35,7 +35,7 @@ SIGNS = {
 
 
 class Movement(NamedTuple):
-    """From one frame to another: pixels of the first (right, down), log of the enlargement, radians clockwise."""
+    """Motion from one frame to another: pixels of the first (right, down), log enlargement, radians clockwise."""
 
     x: float
     y: float

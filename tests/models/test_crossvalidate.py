@@ -11,7 +11,7 @@ from models import crossvalidate as subject
 from models.crossvalidate import Fold, crossvalidate, main, mean, read_folds
 from models.datasets import DatasetError
 from models.recipes import RECIPES
-from models.runs import TrainingError
+from models.tasks.task import TrainingError
 from models.trainer import Trainer
 from tests.folders import PITCHES_HZ, RATE_HZ, small_recipe, sound_wav, write
 
@@ -40,7 +40,7 @@ def data(tmp_path: Path) -> Path:
 
 
 def fingerprints(fold: Fold) -> tuple[list[float], list[float]]:
-    """What is learnt from and what is held out, each file by its loudness."""
+    """The files of training and those held out, each by its loudness."""
     learnt, held_out = (
         [round(float(np.abs(example.samples[0]).max()), 3) for example in part] for part in (fold.learnt, fold.held_out)
     )

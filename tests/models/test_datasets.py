@@ -12,14 +12,12 @@ from models.datasets import (
     DatasetError,
     Example,
     category_folders,
-    judged_splits,
-    load_labelled,
-    load_masked,
-    placed_mask,
-    read_categories,
+    evaluated_splits,
 )
-from service.media.samples import Region
-from service.repository.card import AudioPreprocess, ImagePreprocess, VideoPreprocess
+from models.masks import load_masked, placed_mask, read_categories
+from models.tasks import TASKS
+from service.media.image import Region
+from service.repository.card import AudioPreprocess, ImagePreprocess, Preprocess, VideoPreprocess
 from tests.folders import clip_mp4, picture_png, sound_wav, write, write_clips, write_pictures, write_sounds
 
 PICTURES = ImagePreprocess(resize="crop", sizes=((8, 8),), shorter_side=8)
@@ -27,6 +25,14 @@ SCENES = ImagePreprocess(resize="pad", sizes=((32, 32), (32, 48)))
 SOUNDS = AudioPreprocess(sample_rate_hz=8000, window_seconds=0.1, hop_seconds=0.05)
 CLIPS = VideoPreprocess(frame_rate_hz=8, frames=4, hop_seconds=0.25, shorter_side=8, size=(8, 8))
 CATEGORIES = ("green", "red")
+
+
+_TASK_OF = {"image": "classify", "audio": "audio", "video": "video"}
+
+
+def load_labelled(split: Path, categories: tuple[str, ...], preprocess: Preprocess) -> list[Example]:
+    """The examples of a split whose files are of one kind of media."""
+    return TASKS[_TASK_OF[preprocess.media]].load(split.parent, split.name, categories, preprocess)
 
 
 def flat(*colour: int, size: tuple[int, int] = (8, 8)) -> bytes:
@@ -137,9 +143,23 @@ def test_a_split_without_category_folders_is_told_with_what_belongs_there(tmp_pa
 
 def test_category_folders_without_files_are_told(tmp_path: Path) -> None:
     (tmp_path / "red" / "deeper").mkdir(parents=True)
-    write(tmp_path / "red" / "deeper" / "1.png", flat(255, 0, 0))
     with pytest.raises(DatasetError, match=r"category folders without files; expected .*<category>/<file>"):
         load_labelled(tmp_path, CATEGORIES, PICTURES)
+
+
+def test_files_in_nested_folders_are_refused_by_name(tmp_path: Path) -> None:
+    write(tmp_path / "red" / "1.png", flat(255, 0, 0))
+    for number in range(5):
+        write(tmp_path / "red" / "deeper" / "down" / f"{number}.png", flat(255, 0, 0))
+    expected = rf"red/deeper is a nested folder, .*not be read: 0.png, 1.png, 2.png, …; move them to {tmp_path}/red"
+    with pytest.raises(DatasetError, match=expected):
+        load_labelled(tmp_path, CATEGORIES, PICTURES)
+
+
+def test_hidden_files_in_nested_folders_are_ignored(tmp_path: Path) -> None:
+    write(tmp_path / "red" / "1.png", flat(255, 0, 0))
+    write(tmp_path / "red" / "deeper" / ".DS_Store", b"a Mac's")
+    assert len(load_labelled(tmp_path, CATEGORIES, PICTURES)) == 1
 
 
 def test_a_category_that_the_model_does_not_know_is_named(tmp_path: Path) -> None:
@@ -157,19 +177,19 @@ def test_a_category_that_the_model_does_not_know_is_named(tmp_path: Path) -> Non
         (("train", "test-film", "test", "testing", ".test-hidden"), ("test", "test-film")),
     ],
 )
-def test_a_model_is_judged_on_the_test_splits_or_the_best_there_is(
+def test_a_model_is_evaluated_on_the_test_splits_or_the_best_there_is(
     tmp_path: Path, splits: tuple[str, ...], judged: tuple[str, ...]
 ) -> None:
     for split in splits:
         (tmp_path / split).mkdir()
-    assert judged_splits(tmp_path) == judged
+    assert evaluated_splits(tmp_path) == judged
 
 
 # Scenes with masks
 
 
 def test_categories_of_masks_are_the_lines_of_the_file_in_their_order(tmp_path: Path) -> None:
-    write(tmp_path / "categories.txt", "\ufeffsky\n  road side \n\ncar\r\n".encode())
+    write(tmp_path / "categories.txt", "\ufeffsky\n  road side \ncar\r\n\n".encode())
     assert read_categories(tmp_path) == ("sky", "road side", "car")
 
 
@@ -178,10 +198,12 @@ def test_categories_of_masks_are_the_lines_of_the_file_in_their_order(tmp_path: 
     [
         (None, r"categories.txt is missing: one category a line, in the order of the mask values"),
         ("\n \n", r"names 0 categories"),
-        ("\n".join(str(number) for number in range(256)), r"names 256 categories; 1 to 255"),
+        ("\n".join(str(number) for number in range(256)), r"names 256 categories; a mask holds 1 to 255"),
         ("sky\ncar\nsky\n", r"names \['sky'\] more than once"),
+        ("sky\n\ncar\n", r"line 2 is blank; .*remove the line, or name the category of mask value 1"),
+        ("\nsky\ncar\n", r"line 1 is blank; .*mask value 0"),
     ],
-    ids=["missing", "empty", "too many", "twice"],
+    ids=["missing", "empty", "too many", "twice", "blank line", "blank first line"],
 )
 def test_a_bad_list_of_categories_is_refused(tmp_path: Path, content: str | None, complaint: str) -> None:
     if content is not None:
@@ -264,6 +286,13 @@ def test_a_split_without_pictures_is_told_with_what_belongs_there(tmp_path: Path
     with pytest.raises(
         DatasetError, match=r"images holds no pictures; expected images/<name>.jpg and masks/<name>.png"
     ):
+        load_masked(tmp_path, CATEGORIES, SCENES)
+
+
+def test_pictures_and_masks_in_nested_folders_are_refused_by_name(tmp_path: Path) -> None:
+    write_scene(tmp_path, np.zeros((8, 8), np.uint8))
+    nested = write(tmp_path / "images" / "berlin" / "street.png", flat(0, 0, 0)).parent
+    with pytest.raises(DatasetError, match=rf"{nested} is a nested folder, .*street.png; move them to .*images"):
         load_masked(tmp_path, CATEGORIES, SCENES)
 
 

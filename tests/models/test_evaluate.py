@@ -2,18 +2,24 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from models.datasets import VOID, DatasetError, Example
-from models.evaluate import Outputs, classification_metrics, evaluate, main, mask_confusion, show
-from service.media.samples import Region, Windows
-from service.repository.card import Metric, Task
-from service.tasks.answers import whole
+from models.evaluate import main
+from models.masks import mask_confusion
+from models.metrics import classification_metrics, show
+from models.runs import Run, build_network
+from models.tasks import TASKS
+from service.media.image import Region
+from service.repository.card import Metric
+from service.tasks.task import Outputs
+from service.tasks.windows import weighted_mean
 from tests import graphs
-from tests.folders import picture_png, sound_wav, write
+from tests.folders import picture_png, small_recipe, sound_wav, write, write_data
 
 Samples = Sequence[NDArray[np.generic]]
 
@@ -25,6 +31,12 @@ def values(metrics: list[Metric]) -> dict[str, float]:
 def echo(samples: Samples) -> list[Outputs]:
     """A model whose answer stands in the sample itself; of a mask it is sure."""
     return [(sample, np.ones(sample.shape, np.float32)) for sample in samples]
+
+
+def metrics_of(
+    task: str, predict: Any, examples: list[Example], categories: int, split: str, **options: Any
+) -> list[Metric]:
+    return TASKS[task].evaluate(predict, examples, categories, split, **options).metrics
 
 
 def scene(truth: list[list[int]], answer: list[list[int]]) -> Example:
@@ -54,7 +66,7 @@ def test_a_truth_that_was_ruled_out_costs_much_but_not_infinitely() -> None:
 
 def test_metrics_say_on_how_many_files_of_which_split() -> None:
     examples = [Example([np.array([0.9, 0.1], np.float32)], np.ones(1), 0)] * 3
-    metrics = evaluate(echo, examples, "classify", 2, "val")
+    metrics = metrics_of("classify", echo, examples, 2, "val")
     assert {(metric.samples, metric.split) for metric in metrics} == {(3, "val")}
     assert (
         show(metrics) == "accuracy 1.0000 on 3 of val, negative log likelihood 0.1054 on 3 of val, "
@@ -66,9 +78,9 @@ def test_a_files_windows_are_weighted_as_the_service_does_it() -> None:
     windows = np.array([[0.9, 0.1], [0.2, 0.8], [0.3, 0.7]], np.float32)
     weights = np.array([4.0, 1.0, 1.0])
     # By hand: (3.6 + 0.2 + 0.3) / 6 = 0.6833 for the first; unweighted it would be 0.4667.
-    served = whole(windows, Windows(list(windows), [(0.0, 1.0)] * 3, weights))
+    served = weighted_mean(windows, weights)
     assert served[0] == pytest.approx(0.68333, abs=1e-5)
-    metrics = evaluate(echo, [Example(list(windows), weights, 0)], "audio", 2, "test")
+    metrics = metrics_of("audio", echo, [Example(list(windows), weights, 0)], 2, "test")
     assert values(metrics) == {
         "accuracy": 1.0,
         "negative log likelihood": pytest.approx(-np.log(float(served[0])), abs=5e-5),
@@ -91,7 +103,7 @@ def test_windows_stay_with_their_file_however_they_are_batched(batch_size: int) 
         Example([two, two], np.ones(2), 1),
         Example([one], np.ones(1), 1),
     ]
-    metrics = evaluate(predict, examples, "video", 2, "test", batch_size=batch_size)
+    metrics = metrics_of("video", predict, examples, 2, "test", batch_size=batch_size)
     assert values(metrics)["accuracy"] == 0.75
     assert sum(sizes) == 7 and max(sizes) <= batch_size
 
@@ -103,7 +115,7 @@ def test_miou_and_pixel_accuracy_are_those_of_the_hand_computed_example() -> Non
     truth = [[0, 0, 1, 1], [0, 2, 1, VOID]]
     answer = [[0, 1, 1, 1], [0, 2, 2, 0]]
     # Without the void pixel: category 0 has 2 right of a union of 3, 1 has 2 of 4, 2 has 1 of 2. Right are 5 of 7.
-    found = values(evaluate(echo, [scene(truth, answer)], "segment", 3, "test"))
+    found = values(metrics_of("segment", echo, [scene(truth, answer)], 3, "test"))
     assert found == {
         "mIoU": round((2 / 3 + 2 / 4 + 1 / 2) / 3, 4),
         "pixel accuracy": round(5 / 7, 4),
@@ -114,15 +126,15 @@ def test_miou_and_pixel_accuracy_are_those_of_the_hand_computed_example() -> Non
 def test_a_category_absent_from_truth_and_answer_has_no_part_in_the_mean() -> None:
     example = scene([[0, 0, 3, 3]], [[0, 3, 3, 3]])
     # Of five categories, 1, 2 and 4 occur nowhere: the mean of 1/2 and 2/3.
-    assert values(evaluate(echo, [example], "segment", 5, "test"))["mIoU"] == round((1 / 2 + 2 / 3) / 2, 4)
+    assert values(metrics_of("segment", echo, [example], 5, "test"))["mIoU"] == round((1 / 2 + 2 / 3) / 2, 4)
 
 
 def test_a_category_that_is_only_in_the_answer_counts_as_0() -> None:
-    assert values(evaluate(echo, [scene([[0, 0]], [[0, 1]])], "segment", 2, "test"))["mIoU"] == 0.25
+    assert values(metrics_of("segment", echo, [scene([[0, 0]], [[0, 1]])], 2, "test"))["mIoU"] == 0.25
 
 
 def test_what_is_answered_on_void_does_not_count() -> None:
-    assert values(evaluate(echo, [scene([[0, VOID]], [[0, 1]])], "segment", 2, "test")) == {
+    assert values(metrics_of("segment", echo, [scene([[0, VOID]], [[0, 1]])], 2, "test")) == {
         "mIoU": 1.0,
         "pixel accuracy": 1.0,
         "expected calibration error": 0.0,
@@ -133,7 +145,7 @@ def test_pixels_are_counted_over_the_whole_split_not_averaged_over_pictures() ->
     large = scene([[0] * 9 + [1]], [[0] * 9 + [1]])
     small = scene([[1, 1]], [[0, 0]])
     # Category 0: 9 right of a union of 11; category 1: 1 of 3. By picture, the mean would be 0.5.
-    found = values(evaluate(echo, [large, small], "segment", 2, "test"))
+    found = values(metrics_of("segment", echo, [large, small], 2, "test"))
     assert found == {
         "mIoU": round((9 / 11 + 1 / 3) / 2, 4),
         "pixel accuracy": round(10 / 12, 4),
@@ -143,7 +155,7 @@ def test_pixels_are_counted_over_the_whole_split_not_averaged_over_pictures() ->
 
 def test_masks_that_are_void_everywhere_are_refused() -> None:
     with pytest.raises(DatasetError, match="the masks of test are void everywhere"):
-        evaluate(echo, [scene([[VOID, VOID]], [[0, 1]])], "segment", 2, "test")
+        metrics_of("segment", echo, [scene([[VOID, VOID]], [[0, 1]])], 2, "test")
 
 
 def test_an_answer_is_cut_to_the_picture_and_scaled_to_its_own_size() -> None:
@@ -194,8 +206,44 @@ def test_the_ignore_index_can_be_stated(tmp_path: Path, capsys: pytest.CaptureFi
         main(arguments)
 
 
+def kept_run(tmp_path: Path) -> tuple[Path, Path]:
+    """A run that was made with --ignore-index 1, and its data, where the sky's mask value 1 is void."""
+    data = write_data(tmp_path / "scenes", "segment", train=1, test=1)
+    write(data / "categories.txt", b"ground\n")
+    recipe = small_recipe("segment", ignore_index=1)
+    weights = build_network(recipe, 1).state_dict()
+    Run(recipe, ("ground",), 1, 1.0, weights, {}, {"train": 2}, data=data).save(tmp_path / "run")
+    return tmp_path / "run", data
+
+
+def test_a_run_is_evaluated_with_the_data_and_the_void_value_of_its_training(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, data = kept_run(tmp_path)
+    main([str(run)])
+    assert f"mIoU 1.0000 on 2 files of {data}/test" in capsys.readouterr().out
+    main([str(run), "--split", "train"])
+    assert f"on 2 files of {data}/train" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match=r"cannot evaluate: .*holds the value 1; expected 0 to 0"):
+        main([str(run), "--ignore-index", "255"])
+
+
+def test_data_that_has_moved_has_to_be_stated(tmp_path: Path) -> None:
+    run, data = kept_run(tmp_path)
+    data.rename(tmp_path / "moved")
+    with pytest.raises(SystemExit, match=rf"cannot evaluate: {data}, which .* is not a folder any more: state --data"):
+        main([str(run)])
+    main([str(run), "--data", str(tmp_path / "moved")])
+
+
+def test_data_of_a_published_model_has_to_be_stated(tmp_path: Path) -> None:
+    folder = graphs.write_model(tmp_path / "repository", "audio")
+    with pytest.raises(SystemExit, match="cannot evaluate: state --data"):
+        main([str(folder)])
+
+
 @pytest.mark.parametrize("task", ["classify", "audio"])
-def test_a_split_that_is_not_there_is_named(tmp_path: Path, task: Task) -> None:
+def test_a_split_that_is_not_there_is_named(tmp_path: Path, task: str) -> None:
     folder = graphs.write_model(tmp_path / "repository", task)
     with pytest.raises(SystemExit, match=r"cannot evaluate: .*data/night is not a folder"):
         main([str(folder), "--data", str(tmp_path / "data"), "--split", "night"])
@@ -204,6 +252,13 @@ def test_a_split_that_is_not_there_is_named(tmp_path: Path, task: Task) -> None:
 def test_a_folder_that_holds_no_model_is_named(tmp_path: Path) -> None:
     with pytest.raises(SystemExit, match=r"holds neither checkpoint.pt nor card.json; expected a run's folder"):
         main([str(tmp_path), "--data", str(tmp_path)])
+
+
+def test_a_card_of_an_unknown_task_is_told(tmp_path: Path) -> None:
+    folder = graphs.write_model(tmp_path / "repository", "audio")
+    (folder / "card.json").write_text((folder / "card.json").read_text().replace('"task": "audio"', '"task": "smell"'))
+    with pytest.raises(SystemExit, match=r"cannot evaluate: .*card.json cannot be used: .*no task is called 'smell'"):
+        main([str(folder), "--data", str(tmp_path)])
 
 
 def test_a_model_whose_bytes_were_changed_is_refused(tmp_path: Path) -> None:

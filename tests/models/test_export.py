@@ -1,4 +1,4 @@
-"""From a run to a published model: the graph answers like PyTorch, at any batch, and carries all it needs, no more."""
+"""Export of a run to a published model: the graph answers like PyTorch, at any batch, and is self-contained."""
 
 import json
 import shutil
@@ -15,25 +15,26 @@ from models import evaluate as evaluation
 from models import export as exporting
 from models.convert import ExportError, halve_graph, parity, require_as_good
 from models.datasets import Example
-from models.evaluate import evaluate, torch_predict
+from models.evaluate import torch_predict
 from models.export import export, main
-from models.graph import SERVED
 from models.recipes import RECIPES, Source
-from models.runs import Run, load_examples
+from models.runs import Run
+from models.tasks import TASKS
 from models.trainer import Trainer
-from service.engines.onnxruntime import Engine, Outputs
-from service.repository.card import Metric, ModelCard, Task
+from service.engines.onnxruntime import Engine
+from service.repository.card import Metric, ModelCard
 from service.repository.folder import CARD, GRAPH, StoredModel, find_models, read_graph
+from service.tasks.task import Outputs
 from tests.folders import SCENE, small_recipe, write_data
 
-TASKS = tuple(SERVED)
-CATEGORIES: dict[Task, tuple[str, ...]] = {
+NAMES = tuple(TASKS)
+CATEGORIES: dict[str, tuple[str, ...]] = {
     "classify": ("green", "red"),
     "segment": SCENE,
     "audio": ("high", "low"),
     "video": ("green", "red"),
 }
-SAMPLES: dict[Task, tuple[int, ...]] = {
+SAMPLES: dict[str, tuple[int, ...]] = {
     "classify": (16, 16, 3),
     "segment": (48, 64, 3),
     "audio": (1, 1600),
@@ -61,14 +62,14 @@ pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
 @pytest.fixture(scope="module")
-def all_published(tmp_path_factory: pytest.TempPathFactory) -> dict[Task, Published]:
+def all_published(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Published]:
     """One epoch of the smallest networks, through the whole of ``export`` into one repository."""
     folder = tmp_path_factory.mktemp("export")
     found = {}
-    for task in TASKS:
+    for task in NAMES:
         data = write_data(folder / "data" / task, task, train=4, test=3)
         recipe = small_recipe(task, epochs=1, source=Source("mine", "mine", "a folder", "not stated"))
-        examples = load_examples(data, "train", task, CATEGORIES[task], recipe.preprocess)
+        examples = TASKS[task].load(data, "train", CATEGORIES[task], recipe.preprocess)
         trainer = Trainer(recipe, CATEGORIES[task], examples, torch.device("cpu"))
         trainer.epoch()
         run = trainer.run({"train": 8, "test": 6})
@@ -78,17 +79,17 @@ def all_published(tmp_path_factory: pytest.TempPathFactory) -> dict[Task, Publis
     return found
 
 
-@pytest.fixture(params=TASKS)
-def published(request: pytest.FixtureRequest, all_published: dict[Task, Published]) -> Published:
+@pytest.fixture(params=NAMES)
+def published(request: pytest.FixtureRequest, all_published: dict[str, Published]) -> Published:
     return all_published[request.param]
 
 
 @pytest.fixture
-def segmenter(all_published: dict[Task, Published]) -> Published:
+def segmenter(all_published: dict[str, Published]) -> Published:
     return all_published["segment"]
 
 
-def random_samples(task: Task, count: int, shape: tuple[int, ...] | None = None) -> list[NDArray[np.generic]]:
+def random_samples(task: str, count: int, shape: tuple[int, ...] | None = None) -> list[NDArray[np.generic]]:
     random = np.random.default_rng(count)
     shape = shape or SAMPLES[task]
     if task == "audio":
@@ -97,7 +98,7 @@ def random_samples(task: Task, count: int, shape: tuple[int, ...] | None = None)
 
 
 def views(run: Run, sample: NDArray[np.generic]) -> list[tuple[float, NDArray[np.generic]]]:
-    """What the network sees of a sample, and how much of the answer hangs on it."""
+    """Views of a sample that the network runs on, and their weights."""
     if run.recipe.views == 1:
         return [(1.0, sample)]
     height, width, _ = sample.shape
@@ -124,7 +125,7 @@ def by_pytorch(run: Run, samples: list[NDArray[np.generic]]) -> list[NDArray[np.
     return [probabilities]
 
 
-def assert_same(task: Task, found: list[Outputs], expected: list[NDArray[np.generic]]) -> None:
+def assert_same(task: str, found: list[Outputs], expected: list[NDArray[np.generic]]) -> None:
     outputs = [np.stack([row[number] for row in found]) for number in range(len(expected))]
     for ours, theirs in zip(outputs, expected, strict=True):
         if ours.dtype == np.uint8:
@@ -200,10 +201,10 @@ def test_the_graphs_input_and_outputs_are_named_and_typed_as_the_card_says(publi
 # The card and the repository
 
 
-def test_what_was_published_is_found_and_accepted(all_published: dict[Task, Published]) -> None:
+def test_what_was_published_is_found_and_accepted(all_published: dict[str, Published]) -> None:
     models, refused = find_models(all_published["classify"].repository)
     assert not refused
-    assert sorted(model.card.key for model in models) == sorted(f"tiny-{task}:1" for task in TASKS)
+    assert sorted(model.card.key for model in models) == sorted(f"tiny-{task}:1" for task in NAMES)
     for model in models:
         assert model.card == all_published[model.card.task].card
         read_graph(model)
@@ -229,10 +230,10 @@ def test_the_description_speaks_of_the_data_that_was_trained_on(published: Publi
 
 def test_pytorch_and_onnx_have_the_same_metrics_by_the_same_code(published: Published) -> None:
     card = published.card
-    examples = load_examples(published.data, "test", card.task, card.categories, card.preprocess)
+    examples = TASKS[card.task].load(published.data, "test", card.categories, card.preprocess)
     reference = torch_predict(published.run.served(), torch.device("cpu"))
-    by_torch = evaluate(reference, examples, card.task, len(card.categories), "test")
-    by_onnx = evaluate(published.engine().run, examples, card.task, len(card.categories), "test")
+    by_torch = TASKS[card.task].evaluate(reference, examples, len(card.categories), "test").metrics
+    by_onnx = TASKS[card.task].evaluate(published.engine().run, examples, len(card.categories), "test").metrics
     assert [metric.name for metric in by_torch] == [metric.name for metric in by_onnx]
     for ours, theirs, stated in zip(by_torch, by_onnx, card.metrics, strict=True):
         assert ours.value == pytest.approx(theirs.value, abs=2e-4)
@@ -260,7 +261,7 @@ def test_the_command_line_evaluates_a_run_and_its_export_alike(
 def halved(published: Published, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Published:
     """The same run exported in float16; its graph in float32 is the one that was exported before."""
 
-    def copied(served: object, task: Task, samples: object, path: Path) -> None:
+    def copied(served: object, task: str, samples: object, path: Path) -> None:
         shutil.copy(published.model.folder / GRAPH, path)
 
     monkeypatch.setattr(exporting, "export_graph", copied)
@@ -273,7 +274,7 @@ def test_in_float16_inputs_and_outputs_stay_and_answers_do_within_2e_3(published
     assert (published.card.precision, halved.card.precision) == ("float32", "float16")
     assert halved.card.parity.largest_difference <= 2e-3 and halved.card.parity.samples == 12
     assert (halved.card.input, halved.card.outputs) == (published.card.input, published.card.outputs)
-    examples = load_examples(published.data, "test", task, published.card.categories, published.card.preprocess)
+    examples = TASKS[task].load(published.data, "test", published.card.categories, published.card.preprocess)
     for batch in (1, 3):
         samples = exporting._varied_samples(examples)[:batch]
         found = halved.engine().run(samples)
@@ -338,11 +339,11 @@ def test_a_card_that_does_not_say_its_precision_is_of_float32(published: Publish
 
 
 @pytest.fixture
-def quick(all_published: dict[Task, Published], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Published:
+def quick(all_published: dict[str, Published], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Published:
     """The classifier with an empty repository, its export being a copy."""
     classifier = all_published["classify"]
 
-    def copied(served: object, task: Task, samples: object, path: Path) -> None:
+    def copied(served: object, task: str, samples: object, path: Path) -> None:
         shutil.copy(classifier.model.folder / GRAPH, path)
 
     monkeypatch.setattr(exporting, "export_graph", copied)
@@ -374,11 +375,11 @@ def change_one_weight(path: Path) -> None:
 
 def test_a_graph_that_differs_from_pytorch_is_not_published(
     quick: Published,
-    all_published: dict[Task, Published],
+    all_published: dict[str, Published],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    def damaged(served: Any, task: Task, samples: Any, path: Path) -> None:
+    def damaged(served: Any, task: str, samples: Any, path: Path) -> None:
         shutil.copy(all_published["classify"].model.folder / GRAPH, path)
         change_one_weight(path)
 

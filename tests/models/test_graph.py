@@ -1,11 +1,12 @@
-"""What of serving is in the graph, against arithmetic done by hand."""
+"""Normalisation and softmax in the graph, against arithmetic done by hand."""
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from models.graph import SERVED, ServedClassifier, ServedListener, ServedSegmenter, ServedWatcher
+from models.graph import ServedAudioClassifier, ServedClassifier, ServedSegmenter, ServedVideoClassifier
+from models.tasks import TASKS
 
 # Of ImageNet's photographs, in 0..1, as they stand in every paper (He et al. and torchvision): written out once more.
 MEAN = (0.485, 0.456, 0.406)
@@ -42,7 +43,7 @@ def test_pictures_are_normalised_per_colour_and_their_channels_come_first() -> N
 def test_clips_are_normalised_per_colour_and_their_channels_come_before_time() -> None:
     clips = torch.zeros(1, 4, 5, 6, 3, dtype=torch.uint8)
     clips[0, 1, 2, 3, 2] = 200
-    prepared = ServedWatcher(nn.Identity()).prepare(clips)
+    prepared = ServedVideoClassifier(nn.Identity()).prepare(clips)
     assert prepared.shape == (1, 3, 4, 5, 6)
     assert float(prepared[0, 2, 1, 2, 3]) == pytest.approx(by_hand(200, 2), abs=1e-5)
     assert float(prepared[0, 2, 1, 2, 4]) == pytest.approx(by_hand(0, 2), abs=1e-5)
@@ -63,7 +64,7 @@ def test_the_means_are_no_part_of_a_checkpoint() -> None:
 
 def test_every_window_is_heard_at_the_same_loudness_about_zero() -> None:
     tone = torch.sin(torch.arange(800) * 0.3)[None, None]
-    prepare = ServedListener(nn.Identity()).prepare
+    prepare = ServedAudioClassifier(nn.Identity()).prepare
     loud, soft, raised = prepare(0.9 * tone), prepare(0.09 * tone), prepare(0.5 * tone + 0.25)
     for prepared in (loud, soft, raised):
         assert abs(float(prepared.mean())) < 1e-5
@@ -73,7 +74,7 @@ def test_every_window_is_heard_at_the_same_loudness_about_zero() -> None:
 
 
 def test_silence_stays_silence_and_faint_noise_is_not_blown_up() -> None:
-    prepare = ServedListener(nn.Identity()).prepare
+    prepare = ServedAudioClassifier(nn.Identity()).prepare
     assert prepare(torch.zeros(1, 1, 800)).abs().max() == 0
     assert prepare(torch.full((1, 1, 800), 0.5)).abs().max() < 1e-3  # a constant is silence, too
     noise = 1e-5 * torch.randn(1, 1, 800, generator=torch.Generator().manual_seed(0))
@@ -85,7 +86,7 @@ def test_each_window_is_prepared_by_itself() -> None:
         torch.rand(3, 1, 100, generator=torch.Generator().manual_seed(0))
         * torch.tensor([1.0, 0.1, 0.01])[:, None, None]
     )
-    prepare = ServedListener(nn.Identity()).prepare
+    prepare = ServedAudioClassifier(nn.Identity()).prepare
     assert torch.allclose(prepare(sounds)[1:2], prepare(sounds[1:2]))
 
 
@@ -93,7 +94,7 @@ def test_each_window_is_prepared_by_itself() -> None:
 def test_a_classifiers_outputs_are_the_softmax_of_its_logits(task: str, shape: tuple[int, ...]) -> None:
     logits = torch.tensor([[0.0, 1.0, -2.0], [100.0, 100.0, -100.0]])
     samples = torch.zeros(shape, dtype=torch.float32 if task == "audio" else torch.uint8)
-    probabilities = SERVED[task](Fixed(logits))(samples)  # type: ignore[index]
+    probabilities = TASKS[task].served(Fixed(logits))(samples)
     total = 1 + np.e + np.exp(-2)
     assert probabilities[0].tolist() == pytest.approx([1 / total, np.e / total, np.exp(-2) / total], abs=1e-6)
     assert probabilities[1].tolist() == pytest.approx([0.5, 0.5, 0.0], abs=1e-6)

@@ -13,7 +13,7 @@ from models.half import to_float16
 
 
 def model(nodes: list[onnx.NodeProto], constants: Mapping[str, Any], shape: list[int | str]) -> onnx.ModelProto:
-    """From ``x`` to ``y``, both float32."""
+    """A graph from ``x`` to ``y``, both float32."""
     graph = helper.make_graph(
         nodes,
         "by hand",
@@ -32,7 +32,7 @@ def run(graph: onnx.ModelProto, x: np.ndarray) -> np.ndarray:
 
 
 def dtypes(graph: onnx.ModelProto) -> dict[str, str]:
-    """Of each node that is no cast: the dtype of what it makes."""
+    """The dtype of each node's output, without casts."""
     inferred = onnx.shape_inference.infer_shapes(graph, strict_mode=True).graph
     names = {TensorProto.FLOAT: "float32", TensorProto.FLOAT16: "float16"}
     kinds = {v.name: names.get(v.type.tensor_type.elem_type, "other") for v in (*inferred.value_info, *inferred.output)}
@@ -107,7 +107,7 @@ def test_what_leads_to_a_logarithm_stays_float32() -> None:
 
 
 def test_interpolation_in_the_middle_reads_sizes_from_the_float16_map() -> None:
-    """As in a segmenter that joins a coarse map to a fine one."""
+    """A segmenter joins a coarse map to a fine one like this."""
     nodes = [
         helper.make_node("Conv", ["x", "kernel"], ["fine"], "fine"),
         helper.make_node("AveragePool", ["fine"], ["coarse"], "pool", kernel_shape=[2, 2], strides=[2, 2]),

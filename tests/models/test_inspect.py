@@ -305,7 +305,7 @@ def make_transparent(network: nn.Module) -> None:
 
 
 def extents(network: nn.Module, names: list[str], shape: tuple[int, ...], axis: int) -> dict[str, int]:
-    """From the first to the last step along ``axis`` whose input changes the middle of each layer's output."""
+    """Steps from the first to the last along ``axis`` whose input changes the middle of each layer's output."""
     outputs: dict[str, Tensor] = {}
     handles = [
         network.get_submodule(name).register_forward_hook(
@@ -417,7 +417,7 @@ def test_dilation_widens_the_field_on_the_same_grid_at_no_cost(
     assert (wide.receptive_field, narrow.receptive_field) == ((dilated, dilated), (plain, plain))
     assert dilated > 1.7 * plain  # the context network's, whose dilations grow further, 3.9 times
     if build is not fcn_resnet50:
-        assert f"sees {dilated:,} pixels" in str(build.__doc__) and f"would be {plain:,}" in str(build.__doc__)
+        assert f"{dilated:,} pixels" in str(build.__doc__) and f"would be {plain:,}" in str(build.__doc__)
 
 
 # --- the command ---
@@ -552,7 +552,7 @@ def test_sizes_and_categories_are_counted_from_1(option: str, capsys: pytest.Cap
 
 def test_a_broken_card_is_refused_in_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "card.json").write_text("{}")
-    with pytest.raises(SystemExit, match=r"^cannot inspect: .*card\.json is not a card: Field required$"):
+    with pytest.raises(SystemExit, match=r"^cannot inspect: .*card\.json cannot be used: Field required$"):
         main([str(tmp_path)])
 
 

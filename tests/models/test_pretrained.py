@@ -2,6 +2,7 @@
 addresses are files here and a port that nobody listens to."""
 
 import hashlib
+import sys
 from collections.abc import Callable
 from operator import attrgetter
 from pathlib import Path
@@ -42,7 +43,7 @@ def seed() -> None:
 
 
 def published(folder: Path, *arguments: str | Path) -> tuple[ModelCard, Engine]:
-    """By the command line, then read from the repository as the service does."""
+    """Publishes by the command line, then reads from the repository as the service does."""
     main([*map(str, arguments), "--repository", str(folder / "repository")])
     models, refused = find_models(folder / "repository")
     assert refused == [] and len(models) == 1
@@ -217,6 +218,6 @@ def test_without_a_network_it_says_what_to_download_and_what_to_do_then(
     assert "http://127.0.0.1:9/models/resnet50-11ad3fa6.pth" in message
     command = message.splitlines()[-1].strip()
     assert command == (
-        "python -m models.pretrained resnet50 --name fifty --default "
+        f"{sys.executable} -m models.pretrained resnet50 --name fifty --default "
         f"--repository '{tmp_path}/my models' --weights resnet50-11ad3fa6.pth"
     )

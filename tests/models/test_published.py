@@ -1,4 +1,4 @@
-"""What torchvision publishes is what it brings itself."""
+"""Published weights, preprocessing and categories are torchvision's own."""
 
 import re
 from operator import attrgetter
@@ -11,7 +11,7 @@ from PIL import Image
 
 from models.published import CATEGORIES, PRETRAINED
 from models.weights import read_categories
-from service.media.samples import image_sample
+from service.media.image import image_sample
 from service.repository.card import ImagePreprocess, VideoPreprocess
 from tests.models import test_architectures
 

@@ -7,10 +7,10 @@ import torch
 
 from models import recipes
 from models.architectures import ARCHITECTURES
-from models.graph import SERVED
 from models.recipes import AUDIO, CAMVID_PALETTE, CLASSIFY, DEPTHS, RECIPES, SEGMENT, SOUNDS, VIDEO, Recipe
 from models.runs import build_network
-from service.repository.card import MEDIA_OF_TASK, AudioPreprocess, ImagePreprocess, VideoPreprocess
+from models.tasks import TASKS
+from service.repository.card import AudioPreprocess, ImagePreprocess, VideoPreprocess
 from service.repository.folder import BUNDLED, next_version
 
 # How many categories the data that is not named in the recipe has.
@@ -34,16 +34,16 @@ def sample_shapes(recipe: Recipe) -> Iterator[tuple[int, ...]]:
 
 
 def test_there_is_a_recipe_for_each_task_under_its_own_name() -> None:
-    assert {recipe.task for recipe in ALL} == set(SERVED)
+    assert {recipe.task for recipe in ALL} == set(TASKS)
     assert all(name == recipe.name for name, recipe in RECIPES.items())
 
 
 @pytest.mark.parametrize("recipe", ALL, ids=RECIPES)
 def test_every_sample_that_can_come_fits_the_network(recipe: Recipe) -> None:
-    assert recipe.preprocess.media == MEDIA_OF_TASK[recipe.task]
+    assert isinstance(recipe.preprocess, TASKS[recipe.task].serving.preprocess)
     for shape in sample_shapes(recipe):
         with torch.device("meta"), torch.no_grad():  # shapes without arithmetic
-            served = SERVED[recipe.task](build_network(recipe, categories(recipe)))
+            served = TASKS[recipe.task].wrap(build_network(recipe, categories(recipe)), recipe)
             logits = served.network(served.prepare(torch.empty(2, *shape)))
         pixels = shape[:2] if recipe.task == "segment" else ()
         assert logits.shape == (2, categories(recipe), *pixels)

@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, cast, get_args
+from typing import Any, cast
 
 import matplotlib as mpl
 import numpy as np
@@ -16,19 +16,20 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from models import figures
-from models.calibrate import expected_calibration_error
 from models.datasets import VOID, DatasetError, Example, category_folders
-from models.evaluate import Outputs
 from models.figures import Bin, Group, Heading, Scene, Tile
+from models.metrics import expected_calibration_error
 from models.report import Subject, calibration_bins, main, of_run, write_report
 from models.runs import Run, build_network
+from models.tasks import TASKS
 from models.train import train
-from service.media.samples import Region
-from service.repository.card import ImagePreprocess, Task
+from service.media.image import Region
+from service.repository.card import ImagePreprocess
+from service.tasks.task import Outputs
 from tests import graphs
 from tests.folders import SCENE, small_recipe, write, write_data, write_pictures
 
-TASKS: tuple[Task, ...] = get_args(Task)
+NAMES = tuple(TASKS)
 HEADING = Heading("title", "note")
 PALETTE = ((250, 200, 10), (10, 90, 160), (3, 3, 3))
 WRONG = (213, 94, 0)
@@ -36,10 +37,10 @@ WRONG = (213, 94, 0)
 pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
-def of(task: Task, categories: tuple[str, ...], **changed: Any) -> Subject:
+def of(task: str, categories: tuple[str, ...], **changed: Any) -> Subject:
     spec = ImagePreprocess(resize="crop", sizes=((4, 4),), shorter_side=4)
     palette = PALETTE[: len(categories)] if task == "segment" else None
-    return Subject("tiny", "own data", task, categories, spec, palette, {})._replace(**changed)
+    return Subject("tiny", "own data", TASKS[task], categories, spec, palette, {})._replace(**changed)
 
 
 def content(folder: Path) -> dict[str, Any]:
@@ -52,13 +53,13 @@ def files(folder: Path) -> list[str]:
 
 
 def colours(path: Path) -> dict[tuple[int, ...], int]:
-    """How many pixels are of each colour."""
+    """The number of pixels of each colour."""
     with Image.open(path) as picture:
         found = cast(list[tuple[int, tuple[int, ...]]], picture.convert("RGB").getcolors(maxcolors=2**24))
     return {colour: count for count, colour in found}
 
 
-# What is judged
+# Metrics
 
 
 def answering(probabilities: Sequence[Sequence[float]]) -> tuple[list[Example], Any]:
@@ -192,7 +193,7 @@ def test_curves_go_on_from_the_epoch_that_the_history_begins_with() -> None:
     page = drawn(figures.curves, history, 4, "validation")
     loss, right = page.axes
     assert [list(values) for values in cast(Any, loss.lines[0].get_data())] == [[4, 5, 6], [2.0, 1.0, 0.5]]
-    # The last epoch was stopped before it was judged.
+    # The last epoch was stopped before it was evaluated.
     assert [text.get_text() for text in cast(Any, right.get_legend()).get_texts()] == ["validation, accuracy: 70.0%"]
 
 
@@ -248,7 +249,7 @@ def test_any_folders_name_can_be_drawn(tmp_path: Path, name: str) -> None:
 # The command line
 
 
-def saved(folder: Path, task: Task, categories: tuple[str, ...]) -> Run:
+def saved(folder: Path, task: str, categories: tuple[str, ...]) -> Run:
     """An untrained run of two epochs."""
     torch.manual_seed(0)
     recipe = small_recipe(task)
@@ -259,8 +260,8 @@ def saved(folder: Path, task: Task, categories: tuple[str, ...]) -> Run:
     return run
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_a_run_is_reported_on_for_every_task(tmp_path: Path, task: Task, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("task", NAMES)
+def test_a_run_is_reported_on_for_every_task(tmp_path: Path, task: str, capsys: pytest.CaptureFixture[str]) -> None:
     data = write_data(tmp_path / "data", task, train=1, test=2)
     saved(tmp_path / "run", task, SCENE if task == "segment" else category_folders(data / "train"))
     main([str(tmp_path / "run"), "--data", str(data)])

@@ -10,25 +10,25 @@ import pytest
 import torch
 
 from models.datasets import DatasetError
-from models.graph import SERVED
 from models.recipes import Source
-from models.runs import CHECKPOINT, RECORDED, Run, build_network, load_examples
-from service.repository.card import ImagePreprocess, Task
+from models.runs import CHECKPOINT, RECORDED, Run, build_network
+from models.tasks import TASKS
+from service.repository.card import ImagePreprocess
 from tests.folders import SCENE, small_recipe, write_data
 
-TASKS = tuple(SERVED)
+NAMES = tuple(TASKS)
 CATEGORIES = ("one", "two", "three")
 
 
-def small_run(task: Task = "classify", seed: int = 0, **changed: Any) -> Run:
+def small_run(task: str = "classify", seed: int = 0, **changed: Any) -> Run:
     torch.manual_seed(seed)
     recipe = small_recipe(task, seed=7, source=Source("own", "own", "a folder", "not stated"), **changed)
     network = build_network(recipe, len(CATEGORIES))
     return Run(recipe, CATEGORIES, 3, 12.5, network.state_dict(), {"step": torch.ones(2)}, {"train": 9, "test": 4})
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_a_saved_run_comes_back(tmp_path: Path, task: Task) -> None:
+@pytest.mark.parametrize("task", NAMES)
+def test_a_saved_run_comes_back(tmp_path: Path, task: str) -> None:
     run = small_run(task)
     run.save(tmp_path / "new" / "folder")
     back = Run.load(tmp_path / "new" / "folder")
@@ -102,12 +102,12 @@ def resnet_14() -> list[torch.Tensor]:
     return [*convolutions, *norms, torch.empty(3, 32), torch.empty(3)]
 
 
-@pytest.mark.parametrize("task", TASKS)
-def test_examples_of_every_task_are_samples_of_the_stated_shape(tmp_path: Path, task: Task) -> None:
+@pytest.mark.parametrize("task", NAMES)
+def test_examples_of_every_task_are_samples_of_the_stated_shape(tmp_path: Path, task: str) -> None:
     data = write_data(tmp_path, task, train=2, test=1)
     categories = {"segment": SCENE, "audio": ("high", "low")}.get(task, ("green", "red"))
     spec = small_recipe(task).preprocess
-    examples = load_examples(data, "train", task, categories, spec)
+    examples = TASKS[task].load(data, "train", categories, spec)
     assert len(examples) == 4
     shapes = {
         "classify": {(16, 16, 3)},
@@ -123,11 +123,11 @@ def test_masks_of_other_categories_than_the_models_are_refused(tmp_path: Path) -
     data = write_data(tmp_path, "segment", train=1, test=1)
     spec = ImagePreprocess(resize="pad", sizes=((48, 64),))
     with pytest.raises(DatasetError, match=r"names \['ground', 'sky'\]; the model's are \['sky', 'ground'\]"):
-        load_examples(data, "test", "segment", SCENE[::-1], spec)
+        TASKS["segment"].load(data, "test", SCENE[::-1], spec)
 
 
 def test_the_ignore_index_reaches_the_masks(tmp_path: Path) -> None:
     data = write_data(tmp_path, "segment", train=1, test=1)
     spec = ImagePreprocess(resize="pad", sizes=((48, 64),))
-    (first, _) = load_examples(data, "test", "segment", SCENE, spec, ignore_index=1)
+    (first, _) = TASKS["segment"].load(data, "test", SCENE, spec, ignore_index=1)
     assert set(np.unique(first.target)) == {0, 255}

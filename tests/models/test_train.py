@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import re
 import shutil
+import sys
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,22 +12,24 @@ import numpy as np
 import pytest
 import torch
 
-from models import trainer
 from models.architectures import ARCHITECTURES
 from models.architectures.fcn import Segmenter
+from models.commands import command, serve_command
 from models.datasets import VOID, DatasetError, Example, category_folders
-from models.graph import SERVED
 from models.recipes import CAMVID_PALETTE, CLASSIFY, RECIPES, SEGMENT, VIDEO, Recipe
-from models.runs import CHECKPOINT, Run, TrainingError, load_examples
+from models.runs import CHECKPOINT, Run
+from models.tasks import TASKS
+from models.tasks.labelled import random_window
+from models.tasks.task import TrainingError
 from models.train import adapted, main, train
 from models.trainer import Trainer
-from service.media.samples import Region
-from service.repository.card import ImagePreprocess, Task
+from service.media.image import Region
+from service.repository.card import ImagePreprocess
 from tests.folders import SCENE, noisy, picture_png, small_recipe, write, write_data, write_pictures
 
-TASKS = tuple(SERVED)
+NAMES = tuple(TASKS)
 # With which twelve seeds of twelve learn: to round differently, as another kind of processor does, is as another seed.
-ENOUGH: dict[Task, dict[str, Any]] = {
+ENOUGH: dict[str, dict[str, Any]] = {
     "classify": {"epochs": 12, "options": {"depth": 8, "width": 8}, "peak_rate": 0.03},
     "segment": {"epochs": 6},
     "audio": {"epochs": 16, "options": {"widths": (16, 16, 16, 16), "layers": (1, 1, 1, 1)}},
@@ -39,9 +42,9 @@ pytestmark = pytest.mark.usefixtures("one_torch_thread")
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[Task, Path]:
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A small data set for each task, in a folder of one's own."""
-    return {task: write_data(tmp_path_factory.mktemp(f"my_{task}"), task) for task in TASKS}
+    return {task: write_data(tmp_path_factory.mktemp(f"my_{task}"), task) for task in NAMES}
 
 
 def accuracy(printed: str) -> list[float]:
@@ -55,9 +58,9 @@ def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 # Learning
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", NAMES)
 def test_what_can_be_learnt_from_a_few_files_is_learnt(
-    tmp_path: Path, folders: dict[Task, Path], task: Task, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, folders: dict[str, Path], task: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = small_recipe(task, **ENOUGH[task])
     run = train(recipe, folders[task], tmp_path)
@@ -66,7 +69,7 @@ def test_what_can_be_learnt_from_a_few_files_is_learnt(
     assert reached >= (0.8 if task == "segment" else 0.9)
 
 
-def test_what_is_evaluated_is_the_run_on_disk(tmp_path: Path, folders: dict[Task, Path]) -> None:
+def test_what_is_evaluated_is_the_run_on_disk(tmp_path: Path, folders: dict[str, Path]) -> None:
     run = train(small_recipe("classify"), folders["classify"], tmp_path)
     kept = Run.load(tmp_path)
     assert (kept.epochs_done, kept.categories) == (2, ("green", "red"))
@@ -75,7 +78,7 @@ def test_what_is_evaluated_is_the_run_on_disk(tmp_path: Path, folders: dict[Task
 
 @pytest.mark.parametrize("steps, decay", [(24, 0.75), (10, 0.5), (3, 0.0)])
 def test_the_averaged_weights_lag_behind_but_by_a_fifth_of_the_run_at_most(
-    folders: dict[Task, Path], steps: int, decay: float
+    folders: dict[str, Path], steps: int, decay: float
 ) -> None:
     """After the second step: decay * first + (1 - decay) * second (Polyak & Juditsky 1992)."""
     recipe = small_recipe("classify", epochs=steps, batch_size=100, average_decay=0.75)  # one step an epoch
@@ -96,15 +99,15 @@ def test_the_bundled_recipes_are_long_enough_for_their_averages(name: str, files
 
 
 def test_a_run_of_few_steps_says_so(
-    tmp_path: Path, folders: dict[Task, Path], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, folders: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     train(small_recipe("classify", epochs=1), folders["classify"], tmp_path)
-    assert "12 files make 3 steps in all, which is few" in capsys.readouterr().out
+    assert "warning: 12 files make 3 steps in all, which is few" in capsys.readouterr().err
 
 
 def trainer_of(recipe: Recipe, data: Path) -> Trainer:
     categories = SCENE if recipe.task == "segment" else category_folders(data / "train")
-    examples = load_examples(data, "train", recipe.task, categories, recipe.preprocess)
+    examples = TASKS[recipe.task].load(data, "train", categories, recipe.preprocess)
     return Trainer(recipe, categories, examples, CPU)
 
 
@@ -112,7 +115,7 @@ def trainer_of(recipe: Recipe, data: Path) -> Trainer:
 
 
 def test_a_checkpoint_is_written_each_epoch(
-    tmp_path: Path, folders: dict[Task, Path], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written: list[int] = []
     save = Run.save
@@ -126,9 +129,9 @@ def test_a_checkpoint_is_written_each_epoch(
     assert sorted(set(written)) == [1, 2, 3]
 
 
-@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("task", NAMES)
 def test_a_run_that_was_stopped_ends_with_the_weights_of_one_that_was_not(
-    tmp_path: Path, folders: dict[Task, Path], task: Task, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, folders: dict[str, Path], task: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Dropout (segment), windows drawn by chance (audio) and every augmentation included."""
     recipe = small_recipe(task, epochs=3)
@@ -138,7 +141,7 @@ def test_a_run_that_was_stopped_ends_with_the_weights_of_one_that_was_not(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("models.train.evaluate", stop)  # what comes after the first checkpoint
+        patched.setattr("models.train.torch_predict", stop)  # what comes after the first checkpoint
         with pytest.raises(KeyboardInterrupt):
             train(recipe, folders[task], tmp_path / "stopped")
     assert Run.load(tmp_path / "stopped").epochs_done == 1
@@ -149,7 +152,7 @@ def test_a_run_that_was_stopped_ends_with_the_weights_of_one_that_was_not(
     assert equal(Run.load(tmp_path / "stopped").averaged, whole.averaged)
 
 
-def test_a_seed_makes_the_run(tmp_path: Path, folders: dict[Task, Path]) -> None:
+def test_a_seed_makes_the_run(tmp_path: Path, folders: dict[str, Path]) -> None:
     runs = [
         train(small_recipe("classify", epochs=1, seed=seed), folders["classify"], tmp_path / str(number))
         for number, seed in enumerate((5, 5, 6))
@@ -157,7 +160,7 @@ def test_a_seed_makes_the_run(tmp_path: Path, folders: dict[Task, Path]) -> None
     assert equal(runs[0].averaged, runs[1].averaged) and not equal(runs[0].averaged, runs[2].averaged)
 
 
-def test_older_checkpoints_without_random_states_can_be_gone_on_with(tmp_path: Path, folders: dict[Task, Path]) -> None:
+def test_older_checkpoints_without_random_states_can_be_gone_on_with(tmp_path: Path, folders: dict[str, Path]) -> None:
     recipe = small_recipe("classify")
     train(recipe, folders["classify"], tmp_path)
     held = torch.load(tmp_path / CHECKPOINT, weights_only=True)
@@ -168,7 +171,7 @@ def test_older_checkpoints_without_random_states_can_be_gone_on_with(tmp_path: P
     assert train(recipe, folders["classify"], tmp_path).epochs_done == 2
 
 
-def test_a_checkpoint_from_another_kind_of_device_can_be_gone_on_with(folders: dict[Task, Path]) -> None:
+def test_a_checkpoint_from_another_kind_of_device_can_be_gone_on_with(folders: dict[str, Path]) -> None:
     """A CUDA generator's state is 16 bytes, which no CPU generator takes."""
     trainer = trainer_of(small_recipe("classify"), folders["classify"])
     run = trainer.run({})
@@ -177,8 +180,48 @@ def test_a_checkpoint_from_another_kind_of_device_can_be_gone_on_with(folders: d
     trainer.epoch()
 
 
+def rates(trained: Trainer, epochs: int) -> list[float]:
+    """The learning rate after each of ``epochs``."""
+    found = []
+    for _ in range(epochs):
+        trained.epoch()
+        found.append(float(trained.optimizer.param_groups[0]["lr"]))
+    return found
+
+
+@pytest.mark.parametrize("task, begun, done", [("classify", 2, 2), ("classify", 4, 2), ("audio", 3, 1)])
+def test_a_run_that_is_given_more_epochs_continues_at_its_place_in_the_longer_cycle(
+    tmp_path: Path, folders: dict[str, Path], task: str, begun: int, done: int
+) -> None:
+    """Finished or not: from then on the learning rate and the momentum are those of a run of so many epochs."""
+    data, longer = folders[task], small_recipe(task, epochs=8)
+    short = trainer_of(small_recipe(task, epochs=begun), data)
+    rates(short, done)
+    run = short.run({"train": 12})
+    run.save(tmp_path)
+    whole, continued = trainer_of(longer, data), trainer_of(longer, data)
+    expected = rates(whole, 8)
+    continued.resume(Run.load(tmp_path))
+    assert equal(continued.network.state_dict(), run.state["network"])
+    assert continued.optimizer.param_groups[0]["lr"] == pytest.approx(expected[done - 1])  # of its first step
+    assert rates(continued, 8 - done) == pytest.approx(expected[done:], rel=1e-9)
+    momentum = "momentum" if longer.optimizer == "sgd" else "betas"
+    assert continued.optimizer.param_groups[0][momentum] == pytest.approx(whole.optimizer.param_groups[0][momentum])
+    assert len(continued.history) == continued.epochs_done == 8
+
+
+def test_the_command_continues_a_finished_run_with_more_epochs(
+    tmp_path: Path, folders: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(small_recipe("segment", epochs=1), folders["segment"], tmp_path)
+    run = train(small_recipe("segment", epochs=3), folders["segment"], tmp_path)
+    assert f"{tmp_path} continues after epoch 1 of 3, begun with 1" in capsys.readouterr().out
+    assert (run.epochs_done, len(run.history)) == (3, 3)
+    assert (Run.load(tmp_path).recipe.epochs, Run.load(tmp_path).epochs_done) == (3, 3)
+
+
 def test_a_finished_run_is_left_as_it_is(
-    tmp_path: Path, folders: dict[Task, Path], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, folders: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     recipe = small_recipe("classify", epochs=1)
     train(recipe, folders["classify"], tmp_path)
@@ -191,7 +234,8 @@ def test_a_finished_run_is_left_as_it_is(
 @pytest.mark.parametrize(
     "changed, complaint",
     [
-        ({"epochs": 3}, "was begun with epochs 2, now it is 3; .* or begin another run"),
+        ({"epochs": 1}, "was begun with epochs 2, now it is 1; .* or begin another run"),
+        ({"ignore_index": 0}, "was begun with ignore_index 255, now it is 0"),
         ({"batch_size": 5}, "was begun with batch_size 4, now it is 5"),
         ({"peak_rate": 0.5}, "was begun with peak_rate 0.1, now it is 0.5"),
         ({"seed": 9}, "was begun with seed 1, now it is 9"),
@@ -207,7 +251,7 @@ def test_a_finished_run_is_left_as_it_is(
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
 def test_a_run_is_not_gone_on_with_under_other_options(
-    tmp_path: Path, folders: dict[Task, Path], changed: dict[str, Any], complaint: str
+    tmp_path: Path, folders: dict[str, Path], changed: dict[str, Any], complaint: str
 ) -> None:
     recipe = small_recipe("classify")
     trainer_of(recipe, folders["classify"]).run({"train": 12}).save(tmp_path)
@@ -246,7 +290,7 @@ def test_pictures_of_two_shapes_make_one_step_together() -> None:
     """The schedule has as many steps as there are batches; a step per shape would outrun it."""
     recipe = small_recipe("segment", epochs=2, batch_size=4)
     trainer = Trainer(recipe, SCENE, examples_of_two_shapes(10), CPU)
-    shapes = [(tuple(batch.shape), tuple(targets.shape)) for batch, targets in trainer._batches()]
+    shapes = [(tuple(batch.shape), tuple(targets.shape)) for batch, targets in trainer.batches()]
     assert shapes == [((count, 32, 40, 3), (count, 32, 40)) for count in (4, 4, 2)]
     for _ in range(2):
         trainer.epoch()
@@ -265,7 +309,7 @@ def test_a_batch_that_is_all_void_does_not_spoil_the_weights() -> None:
 
 def test_void_and_the_auxiliary_head_count_as_stated() -> None:
     """By hand: the mean over known pixels of -log softmax, and 0.4 of the same by the second head."""
-    recipe = small_recipe("segment", auxiliary_weight=0.4, rare_counts=None)
+    recipe = small_recipe("segment", auxiliary_weight=0.4, weighting_constant=None)
     trainer = Trainer(recipe, SCENE, examples_of_two_shapes(2), CPU)
     trainer.network.eval()  # no dropout
     assert isinstance(trainer.network, Segmenter)
@@ -273,7 +317,8 @@ def test_void_and_the_auxiliary_head_count_as_stated() -> None:
     targets = torch.randint(0, 2, (2, 32, 40), generator=torch.Generator().manual_seed(1))
     targets[:, :7] = VOID
     with torch.no_grad():
-        loss, logits = trainer._loss(pictures, targets)
+        inputs = trainer.served.prepare(pictures)
+        loss, logits = trainer.task.loss(trainer.network, inputs, targets, recipe, trainer.weights)
         both = trainer.network.forward_with_auxiliary(trainer.served.prepare(pictures))
     expected = 0.0
     for weight, answered in zip((1.0, 0.4), both, strict=True):
@@ -291,7 +336,7 @@ def test_pixels_of_rare_categories_count_for_more() -> None:
     mask = np.zeros((10, 11), np.uint8)
     mask[:, 0], mask[:, 1] = VOID, 1
     example = Example([np.zeros((10, 10, 3), np.uint8)], np.ones(1), mask, Region(0, 0, 10, 11))
-    trainer = Trainer(small_recipe("segment", rare_counts=1.1), SCENE, [example], CPU)
+    trainer = Trainer(small_recipe("segment", weighting_constant=1.1), SCENE, [example], CPU)
     assert trainer.weights is not None
     assert trainer.weights.tolist() == pytest.approx([1.4427 / 1.8469, 5.4848 / 1.8469], rel=1e-3)
 
@@ -299,15 +344,15 @@ def test_pixels_of_rare_categories_count_for_more() -> None:
 def test_windows_of_a_long_sound_are_drawn_as_often_as_they_count() -> None:
     windows = [np.full((1, 8), float(number), np.float32) for number in range(3)]
     example = Example(windows, np.array([3.0, 0.0, 1.0]), 0)
-    trainer = Trainer(small_recipe("audio"), ("high", "low"), [example], CPU)
-    drawn = [float(trainer._one_window(example)[0, 0]) for _ in range(400)]
+    random = np.random.default_rng(0)
+    drawn = [float(np.asarray(random_window(example, random))[0, 0]) for _ in range(400)]
     assert set(drawn) == {0.0, 2.0}
     assert 0.7 < drawn.count(0.0) / 400 < 0.8
 
 
-def test_every_file_is_seen_once_an_epoch_in_another_order(folders: dict[Task, Path]) -> None:
+def test_every_file_is_seen_once_an_epoch_in_another_order(folders: dict[str, Path]) -> None:
     trainer = trainer_of(small_recipe("classify", batch_size=5), folders["classify"])
-    orders = [[int(target) for _, targets in trainer._batches() for target in targets] for _ in range(2)]
+    orders = [[int(target) for _, targets in trainer.batches() for target in targets] for _ in range(2)]
     assert [sorted(order) for order in orders] == [[0] * 6 + [1] * 6] * 2
     assert orders[0] != orders[1]
 
@@ -319,25 +364,37 @@ def test_motion_is_turned_only_where_the_categories_are_the_recipes(monkeypatch:
         turned.append(len(samples))
         return samples, targets
 
-    monkeypatch.setattr("models.augment.turn_motion", turn)
+    monkeypatch.setattr("models.augment.flip_motion", turn)
     clip = np.zeros((8, 32, 32, 3), np.uint8)
     assert VIDEO.categories is not None
     for categories in (VIDEO.categories, ("pan left", "static")):
-        recipe = small_recipe("video", turns_motion=True, categories=VIDEO.categories)
+        recipe = small_recipe("video", flips_motion=True, categories=VIDEO.categories)
         trainer = Trainer(recipe, categories, [Example([clip], np.ones(1), 0)] * 3, CPU)
-        list(trainer._batches())
+        list(trainer.batches())
     assert turned == [3]
 
 
-def test_progress_shows_the_loss_what_is_right_and_the_time_left(
-    tmp_path: Path, folders: dict[Task, Path], capsys: pytest.CaptureFixture[str]
+def test_on_a_terminal_a_bar_shows_loss_and_share_correct(
+    tmp_path: Path, folders: dict[str, Path], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     train(small_recipe("classify", batch_size=1), folders["classify"], tmp_path)
     printed = capsys.readouterr()
     last = [line for line in re.split(r"[\r\n]", printed.err) if line.startswith("epoch 2/2")][-1]
-    assert re.search(r"12/12 \[\d+:\d+<\d+:\d+, .*loss=\d\.\d+, right=\d+\.\d%\]", last)
+    assert re.search(r"12/12 \[\d+:\d+<\d+:\d+, .*correct=\d+\.\d%, loss=\d\.\d+\]", last)
+
+
+def test_output_that_is_no_terminal_gets_a_line_an_epoch(
+    tmp_path: Path, folders: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(small_recipe("classify", batch_size=1), folders["classify"], tmp_path)
+    printed = capsys.readouterr()
+    assert all(line.startswith("warning: ") for line in printed.err.splitlines()) and "\r" not in printed.err
     lines = [line for line in printed.out.splitlines() if line.startswith("epoch")]
-    assert re.fullmatch(r"epoch 1/2: accuracy .* on 12 of train, .*; about 0 minutes left", lines[0])
+    assert len(lines) == len(printed.out.splitlines()) == 2
+    assert re.fullmatch(
+        r"epoch 1/2: training loss \d\.\d+, accuracy .* on 12 of train, .*; about 0 minutes left", lines[0]
+    )
     assert lines[1].startswith("epoch 2/2: ") and lines[1].endswith("; done")
 
 
@@ -345,17 +402,17 @@ def test_the_share_that_is_right_leaves_void_out() -> None:
     targets = torch.tensor([[[0, 1, VOID, VOID]]])
     logits = torch.zeros(1, 2, 1, 4)
     logits[:, 0] = 1.0
-    assert trainer._share_right(logits, targets) == 0.5
-    assert trainer._share_right(logits, torch.full_like(targets, VOID)) == 0.0
+    assert TASKS["segment"].share_correct(logits, targets) == 0.5
+    assert TASKS["segment"].share_correct(logits, torch.full_like(targets, VOID)) == 0.0
     # A classifier has no void: with many categories, 255 is one of them.
-    assert trainer._share_right(torch.eye(300)[[255, 3]], torch.tensor([255, 3])) == 1.0
+    assert TASKS["classify"].share_correct(torch.eye(300)[[255, 3]], torch.tensor([255, 3])) == 1.0
 
 
 # Recipes for one's own folders
 
 
 def options(**stated: Any) -> argparse.Namespace:
-    fields = ("epochs", "batch_size", "peak_rate", "seed", "architecture", "size", "views")
+    fields = ("epochs", "batch_size", "peak_rate", "seed", "architecture", "size", "views", "ignore_index")
     return argparse.Namespace(**(dict.fromkeys(fields) | stated))
 
 
@@ -368,7 +425,7 @@ def test_the_bundled_data_keeps_its_name_and_categories(tmp_path: Path) -> None:
 def test_ones_own_folder_gives_its_own_name(tmp_path: Path, place: str) -> None:
     recipe = adapted(VIDEO, Path(f"{tmp_path}/{place}"), options())
     assert (recipe.source.name, recipe.source.folder) == ("pets", "pets")
-    assert (recipe.categories, recipe.turns_motion) == (None, False)
+    assert (recipe.categories, recipe.flips_motion) == (None, False)
 
 
 def test_the_folder_that_one_stands_in_has_a_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -396,7 +453,7 @@ def test_ones_own_scenes_get_a_colour_for_each_category(tmp_path: Path) -> None:
         assert palette is not None and len(set(palette)) == len(palette) == count
 
 
-def test_ones_own_categories_are_the_folders(tmp_path: Path, folders: dict[Task, Path]) -> None:
+def test_ones_own_categories_are_the_folders(tmp_path: Path, folders: dict[str, Path]) -> None:
     data = tmp_path / "my pictures"
     shutil.copytree(folders["classify"], data)
     recipe = adapted(small_recipe("classify", epochs=1), data, options())
@@ -406,7 +463,7 @@ def test_ones_own_categories_are_the_folders(tmp_path: Path, folders: dict[Task,
     assert run.splits == {"train": 12, "test": 6}
 
 
-def test_a_picture_and_its_mask_count_as_one(tmp_path: Path, folders: dict[Task, Path]) -> None:
+def test_a_picture_and_its_mask_count_as_one(tmp_path: Path, folders: dict[str, Path]) -> None:
     run = train(small_recipe("segment", epochs=1), folders["segment"], tmp_path)
     assert run.splits == {"train": 12, "test": 6}
 
@@ -418,7 +475,102 @@ def test_a_validation_split_watches_the_progress(tmp_path: Path, capsys: pytest.
     assert "on 10 of val" in capsys.readouterr().out
 
 
+def test_a_run_keeps_its_data_and_the_value_that_means_void(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = write_data(tmp_path / "scenes", "segment", train=1, test=1)
+    write(data / "categories.txt", b"ground\n")  # so that the sky's 1 is void, or refused
+    monkeypatch.chdir(tmp_path)
+    recipe = adapted(small_recipe("segment", epochs=1), Path("scenes"), options(ignore_index=1))
+    train(recipe, Path("scenes"), tmp_path / "run")
+    run = Run.load(tmp_path / "run")
+    assert (run.data, run.recipe.ignore_index) == (data, 1)
+
+
+# Data that would train silently wrong
+
+
+def test_an_empty_category_is_refused(tmp_path: Path, folders: dict[str, Path]) -> None:
+    data = Path(shutil.copytree(folders["classify"], tmp_path / "data"))
+    (data / "train" / "blue").mkdir()
+    with pytest.raises(DatasetError, match=r"train/blue is empty: add files to it, or remove it"):
+        train(small_recipe("classify", epochs=1), data, tmp_path / "run")
+
+
+@pytest.mark.parametrize("split", ["test", "val", "test-night"])
+def test_a_category_that_train_lacks_is_refused_before_training(
+    tmp_path: Path, folders: dict[str, Path], split: str
+) -> None:
+    data = Path(shutil.copytree(folders["classify"], tmp_path / "data"))
+    shutil.copytree(data / "test" / "red", data / split / "purple")
+    with pytest.raises(
+        DatasetError, match=rf"{split} holds \['purple'\], which .*train lacks: no model could learn it"
+    ):
+        train(small_recipe("classify", epochs=1), data, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_nested_files_of_the_test_split_are_refused_before_training(tmp_path: Path, folders: dict[str, Path]) -> None:
+    data = Path(shutil.copytree(folders["audio"], tmp_path / "data"))
+    shutil.copytree(data / "test" / "low", data / "test" / "low" / "deeper")
+    with pytest.raises(DatasetError, match=r"test/low/deeper is a nested folder"):
+        train(small_recipe("audio", epochs=1), data, tmp_path / "run")
+
+
+def test_files_beside_the_category_folders_are_named(
+    tmp_path: Path, folders: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = Path(shutil.copytree(folders["classify"], tmp_path / "data"))
+    shutil.copy(data / "train" / "red" / "0.png", data / "train" / "lost.png")
+    train(small_recipe("classify", epochs=1), data, tmp_path / "run")
+    expected = f"warning: {data}/train holds 1 files beside its category folders, which are not read: lost.png"
+    assert expected in capsys.readouterr().err
+
+
+def test_a_recipes_category_without_files_is_named(
+    tmp_path: Path, folders: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = small_recipe("classify", epochs=1, categories=("green", "red", "blue"))
+    train(recipe, folders["classify"], tmp_path)
+    assert "train shows 'blue': no model can learn it from this data" in capsys.readouterr().err
+
+
+def test_a_category_without_a_pixel_is_named(
+    tmp_path: Path, folders: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = Path(shutil.copytree(folders["segment"], tmp_path / "data"))
+    write(data / "categories.txt", "\n".join((*SCENE, "car")).encode())
+    palette = ((0, 0, 0), (1, 1, 1), (2, 2, 2))
+    train(small_recipe("segment", epochs=1, palette=palette), data, tmp_path / "run")
+    assert "train shows 'car': no model can learn it" in capsys.readouterr().err
+
+
+def test_masks_without_a_picture_are_named(
+    tmp_path: Path, folders: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = Path(shutil.copytree(folders["segment"], tmp_path / "data"))
+    shutil.copy(data / "train" / "masks" / "0.png", data / "train" / "masks" / "lost.png")
+    train(small_recipe("segment", epochs=1), data, tmp_path / "run")
+    assert "train/masks holds 1 masks without a picture, which are not read: lost.png" in capsys.readouterr().err
+
+
+def test_evaluation_on_the_training_files_is_told(
+    tmp_path: Path, folders: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(small_recipe("classify", epochs=1), folders["classify"], tmp_path / "few")
+    told = capsys.readouterr().err
+    assert "train holds 12 files, too few to hold any out (100)" in told
+    assert "each epoch is evaluated on its training files" in told
+    write_pictures(tmp_path / "data" / "train", each=2)
+    write_pictures(tmp_path / "data" / "val", each=2, seed=1)
+    train(small_recipe("classify", epochs=1), tmp_path / "data", tmp_path / "with val")
+    assert "training files" not in capsys.readouterr().err
+
+
 # Refusals
+
+
+def test_six_views_of_anything_but_pictures_are_refused(tmp_path: Path, folders: dict[str, Path]) -> None:
+    with pytest.raises(TrainingError, match="--views is not for audio"):
+        train(small_recipe("audio", views=6), folders["audio"], tmp_path)
 
 
 def test_one_category_alone_is_refused(tmp_path: Path) -> None:
@@ -431,14 +583,14 @@ def test_one_category_alone_is_refused(tmp_path: Path) -> None:
     "task, architecture",
     [
         (task, name)
-        for task in TASKS
+        for task in NAMES
         for name in ("alexnet", "resnet18", "fcn_basic", "audio_cnn", "video_cnn")
         if (task, name)
         not in (("classify", "resnet18"), ("segment", "fcn_basic"), ("audio", "audio_cnn"), ("video", "video_cnn"))
     ],
 )
 def test_a_network_for_another_task_or_size_is_refused_before_the_data_is_read(
-    tmp_path: Path, folders: dict[Task, Path], task: Task, architecture: str
+    tmp_path: Path, folders: dict[str, Path], task: str, architecture: str
 ) -> None:
     recipe = small_recipe(task, architecture=architecture, options={})
     with pytest.raises(
@@ -448,7 +600,7 @@ def test_a_network_for_another_task_or_size_is_refused_before_the_data_is_read(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_last_batch_too_small_to_normalise_is_refused_at_once(tmp_path: Path, folders: dict[Task, Path]) -> None:
+def test_a_last_batch_too_small_to_normalise_is_refused_at_once(tmp_path: Path, folders: dict[str, Path]) -> None:
     """13 = 12 + 1 in batches of 12: resnet18 has one position per picture at the end, whose deviation is 0."""
     data = tmp_path / "data"
     shutil.copytree(folders["classify"], data)
@@ -459,7 +611,7 @@ def test_a_last_batch_too_small_to_normalise_is_refused_at_once(tmp_path: Path, 
 
 
 def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
-    """What the command prints when it refuses."""
+    """The message of a command that refuses."""
     with pytest.raises(SystemExit) as stopped:
         main(list(arguments))
     assert stopped.value.code not in (0, None)
@@ -482,7 +634,7 @@ def refusal(capsys: pytest.CaptureFixture[str], *arguments: str) -> str:
     ids=" ".join,
 )
 def test_an_option_out_of_range_is_refused(
-    folders: dict[Task, Path], stated: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
+    folders: dict[str, Path], stated: list[str], complaint: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert complaint in refusal(capsys, "classify", "--data", str(folders["classify"]), *stated)
 
@@ -492,10 +644,10 @@ def test_an_unknown_recipe_is_refused_with_those_there_are(capsys: pytest.Captur
 
 
 def test_a_size_for_another_task_than_classify_is_refused(
-    folders: dict[Task, Path], capsys: pytest.CaptureFixture[str]
+    folders: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     text = refusal(capsys, "video", "--data", str(folders["video"]), "--size", "64")
-    assert text == "cannot train: --size is for classify; the other recipes state their own"
+    assert text == "cannot train: --size is not for video: its recipes state their sizes"
 
 
 def test_a_folder_that_cannot_be_used_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -507,25 +659,43 @@ def test_a_folder_that_cannot_be_used_is_told(tmp_path: Path, capsys: pytest.Cap
 
 
 def test_the_command_trains_into_the_named_folder_and_says_what_comes_next(
-    tmp_path: Path, folders: dict[Task, Path], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, folders: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = ["classify", "--data", str(folders["classify"]), "--run", str(tmp_path), "--epochs", "1"]
     main([*arguments, "--size", "16", "--architecture", "alexnet_cifar", "--batch-size", "6"])
     run = Run.load(tmp_path)
     assert (run.recipe.architecture, run.epochs_done) == ("alexnet_cifar", 1)
     printed = capsys.readouterr().out
-    assert f"python -m models.export {tmp_path} --data {folders['classify']}" in printed
+    # The run knows its data.
+    assert f"python -m models.evaluate {tmp_path}\n" in printed
+    assert f"python -m models.export {tmp_path} --repository FOLDER\n" in printed
+
+
+def test_printed_commands_work_from_where_the_person_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    executable = tmp_path / ".venv" / "bin" / "python"
+    monkeypatch.setattr(sys, "executable", str(executable))
+    monkeypatch.delenv("CONVSERVE_TASKS", raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert command("models.evaluate", "my runs/1") == ".venv/bin/python -m models.evaluate 'my runs/1'"
+    (tmp_path / "below").mkdir()
+    monkeypatch.chdir(tmp_path / "below")
+    assert command("models.evaluate", "run") == f"{executable} -m models.evaluate run"
+    monkeypatch.setattr("shutil.which", lambda name: str(executable))  # an activated environment
+    monkeypatch.setenv("CONVSERVE_TASKS", "mine:TASK")
+    assert serve_command(Path("models")) == (
+        f"CONVSERVE_TASKS=mine:TASK CONVSERVE_REPOSITORY={tmp_path}/below/models python -m service"
+    )
 
 
 def test_a_stop_says_how_to_go_on(
-    tmp_path: Path, folders: dict[Task, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def stop(_: Trainer) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(Trainer, "epoch", stop)
     text = refusal(capsys, "classify", "--data", str(folders["classify"]), "--run", str(tmp_path))
-    assert f"the same command goes on after the last whole epoch in {tmp_path}" in text
+    assert f"the same command continues after the last whole epoch in {tmp_path}" in text
 
 
 def test_every_network_can_be_named(capsys: pytest.CaptureFixture[str]) -> None:

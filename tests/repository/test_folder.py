@@ -14,7 +14,7 @@ from tests import graphs
 
 
 def _only_refusal(repository: Path) -> ModelRefused:
-    """What is wrong with the one model that stands there."""
+    """What is wrong with the only model of the repository."""
     models, refused = find_models(repository)
     if refused:
         assert not models and len(refused) == 1
@@ -63,6 +63,14 @@ def test_a_card_that_cannot_be_read_is_refused(tmp_path: Path, text: str) -> Non
     assert _only_refusal(tmp_path).reason == "card"
 
 
+def test_a_card_of_an_unknown_task_is_refused_by_the_tasks_name(tmp_path: Path) -> None:
+    card = graphs.write_model(tmp_path, "classify") / "card.json"
+    card.write_text(card.read_text().replace('"task": "classify"', '"task": "guess"'))
+    refusal = _only_refusal(tmp_path)
+    assert refusal.reason == "card" and "card.json: task: " in str(refusal)
+    assert "no task is called 'guess'; there are classify, segment, audio, video" in str(refusal)
+
+
 def test_a_card_of_another_model_is_refused(tmp_path: Path) -> None:
     graphs.write_model(tmp_path, "classify").rename(tmp_path / "tiny-classify" / "7")
     assert "tiny-classify:1" in str(_only_refusal(tmp_path))
@@ -76,12 +84,12 @@ def test_a_card_cannot_name_files_outside_of_its_folder(tmp_path: Path) -> None:
     assert _only_refusal(tmp_path).reason == "card"
 
 
-def test_what_is_no_graph_is_refused(tmp_path: Path) -> None:
+def test_bytes_that_are_no_graph_are_refused(tmp_path: Path) -> None:
     graphs.write_model(tmp_path, "classify", graph=b"\xffgarbage\xff")
     assert _only_refusal(tmp_path).reason == "graph"
 
 
-def test_external_data_is_refused_wherever_it_hides(tmp_path: Path) -> None:
+def test_external_data_is_refused_in_graphs_and_subgraphs(tmp_path: Path) -> None:
     weights = numpy_helper.from_array(np.ones(4, np.float32), "weights")
     weights.data_location = TensorProto.EXTERNAL
     weights.ClearField("raw_data")
@@ -113,8 +121,8 @@ def test_publishing_puts_a_whole_model_in_place_and_never_changes_a_version(tmp_
     assert card.files["model.onnx"] == file_entry(graph)
     repository = tmp_path / "repository"
     assert next_version(repository, card.name) == 1
-    place = publish(card, graph, repository)
-    assert place == repository / "tiny-classify" / "1"
+    folder = publish(card, graph, repository)
+    assert folder == repository / "tiny-classify" / "1"
     models, refused = find_models(repository)
     assert (models[0].card, refused) == (card, [])
     assert read_graph(models[0]) == graph.read_bytes()
@@ -124,7 +132,7 @@ def test_publishing_puts_a_whole_model_in_place_and_never_changes_a_version(tmp_
     assert sorted(entry.name for entry in repository.iterdir()) == ["tiny-classify"]
 
 
-def test_a_publishing_that_fails_leaves_nothing(tmp_path: Path) -> None:
+def test_a_failed_publication_leaves_nothing(tmp_path: Path) -> None:
     card = ModelCard.model_validate_json(json.dumps(graphs.card_content("classify", b"")))
     with pytest.raises(FileNotFoundError):
         publish(card, tmp_path / "no-such-file", tmp_path / "repository")

@@ -13,9 +13,8 @@ from opentelemetry.proto.trace.v1.trace_pb2 import Span
 from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from service.http.middleware import RequestContext
 from service.settings import SettingsError
-from service.telemetry.request import Interval, Run, StageTimer
+from service.telemetry.request import BatchRun, Interval, RequestContext, StageTimer
 from service.telemetry.tracing import Tracing, exporter_name
 from tests import graphs
 from tests.samples import grey_png, half_red_png, square_wav
@@ -37,7 +36,7 @@ ENDPOINT = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318"}
         ({**ENDPOINT, "OTEL_SDK_DISABLED": "TRUE"}, None),
     ],
 )
-def test_the_standard_variables_switch_them_on(environment: dict[str, str], name: str | None) -> None:
+def test_the_standard_variables_switch_traces_on(environment: dict[str, str], name: str | None) -> None:
     assert exporter_name(environment) == name
 
 
@@ -63,11 +62,11 @@ def scope(**headers: str) -> dict[str, Any]:
     return {"method": "POST", "headers": [(name.encode(), value.encode()) for name, value in headers.items()]}
 
 
-def visit(runs: list[Run], status: int = 200) -> RequestContext:
-    watch = StageTimer(
+def context(runs: list[BatchRun], status: int = 200) -> RequestContext:
+    timer = StageTimer(
         [Interval("decode", 1.0, 1.5), Interval("queue", 1.5, 2.0), Interval("inference", 2.0, 3.0, runs)]
     )
-    return RequestContext("an-id", "/classify", began=1.0, status=status, model="grey:1", watch=watch)
+    return RequestContext("an-id", "/classify", began=1.0, status=status, model="grey:1", timer=timer)
 
 
 def finished(traces: Tracing, exporter: InMemorySpanExporter) -> dict[str, list[ReadableSpan]]:
@@ -84,9 +83,9 @@ def seconds(span: ReadableSpan) -> float:
 
 
 def test_requests_of_one_batch_are_linked_to_its_only_span(traces: Tracing, exporter: InMemorySpanExporter) -> None:
-    run = Run(began=2.0, seconds=0.75, size=2, padded_size=4)
-    traces.record(scope(), visit([run]))
-    traces.record(scope(), visit([run]))
+    run = BatchRun(began=2.0, seconds=0.75, size=2, padded_size=4)
+    traces.record(scope(), context([run]))
+    traces.record(scope(), context([run]))
     spans = finished(traces, exporter)
     assert {name: len(of_it) for name, of_it in spans.items()} == {
         "POST /classify": 2,
@@ -109,8 +108,8 @@ def test_requests_of_one_batch_are_linked_to_its_only_span(traces: Tracing, expo
     assert [round((start - starts[0]) / 1e9, 3) for start in starts] == [0, 0, 0.5, 1]
 
 
-def test_a_call_goes_on_with_its_client_s_trace(traces: Tracing, exporter: InMemorySpanExporter) -> None:
-    traces.record(scope(traceparent=f"00-{'a' * 32}-{'b' * 16}-01"), visit([], status=503))
+def test_a_call_continues_its_clients_trace(traces: Tracing, exporter: InMemorySpanExporter) -> None:
+    traces.record(scope(traceparent=f"00-{'a' * 32}-{'b' * 16}-01"), context([], status=503))
     (call,) = finished(traces, exporter)["POST /classify"]
     assert call.context is not None and call.context.trace_id == int("a" * 32, 16)
     assert call.parent is not None and call.parent.span_id == int("b" * 16, 16)
@@ -119,11 +118,11 @@ def test_a_call_goes_on_with_its_client_s_trace(traces: Tracing, exporter: InMem
     assert call.attributes["http.response.status_code"] == 503
 
 
-def test_what_its_client_does_not_sample_leaves_no_span(traces: Tracing, exporter: InMemorySpanExporter) -> None:
-    run = Run(2.0, 0.5, 2, 2)
-    traces.record(scope(traceparent=f"00-{'a' * 32}-{'b' * 16}-00"), visit([run]))
+def test_a_call_that_its_client_does_not_sample_leaves_no_span(traces: Tracing, exporter: InMemorySpanExporter) -> None:
+    run = BatchRun(2.0, 0.5, 2, 2)
+    traces.record(scope(traceparent=f"00-{'a' * 32}-{'b' * 16}-00"), context([run]))
     assert finished(traces, exporter) == {}
-    traces.record(scope(), visit([run]))
+    traces.record(scope(), context([run]))
     assert len(finished(traces, exporter)["batch"]) == 1, "the batch waits for a request that is sampled"
 
 
@@ -164,7 +163,7 @@ def collector() -> Iterator[Collector]:
         thread.join()
 
 
-def test_a_service_sends_what_its_clients_saw(
+def test_a_service_exports_the_spans_of_what_its_clients_saw(
     collector: Collector, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whatever the last requests left is sent when it is told to end."""
