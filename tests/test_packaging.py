@@ -167,7 +167,9 @@ def test_the_calls_that_are_advised_have_their_files() -> None:
 
 
 def test_make_help_says_a_line_of_each_target() -> None:
-    done = subprocess.run(["make", "--no-print-directory", "help"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True)
+    done = subprocess.run(
+        ["make", "--no-print-directory", "help"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
+    )
     phony = re.search(r"^\.PHONY:((?:.*\\\n)*.*)", (ROOT / "Makefile").read_text(), re.MULTILINE)
     assert phony is not None
     lines = [line.split(maxsplit=1) for line in done.stdout.splitlines()]
