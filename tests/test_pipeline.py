@@ -21,14 +21,15 @@ from service.errors import (
     QueueFull,
     ServiceError,
 )
-from service.media import Limits, image, video
+from service.media import Limits
 from service.pipeline import Pipeline, ServedModel
 from service.repository.card import ModelCard
 from service.repository.loading import LoadedModel, load_models
 from service.repository.registry import Registry
 from service.scheduling.admission import AdmissionControl
 from service.settings import Settings
-from service.tasks.classify import ClassifyParameters
+from service.tasks.classify import CLASSIFY, ClassifyParameters
+from service.tasks.video import VIDEO
 from service.tasks.windows import WindowParameters
 from service.telemetry.request import StageTimer
 from tests import graphs
@@ -303,13 +304,13 @@ async def test_swapping_waits_for_no_model_that_stays(pipeline: Pipeline, engine
 def decoding(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the threads in which media were decoded, without their numbers."""
     threads: list[str] = []
-    for module in (image, video):
+    for task in (CLASSIFY, VIDEO):
 
-        def recorded(*args: Any, decode: Any = module.decode) -> Iterator[Any]:
+        def recorded(*args: Any, decode: Any = task.decode) -> Iterator[Any]:
             threads.append(threading.current_thread().name.partition("_")[0])
             yield from decode(*args)
 
-        monkeypatch.setattr(module, "decode", recorded)
+        monkeypatch.setattr(type(task), "decode", staticmethod(recorded))
     return threads
 
 
@@ -377,7 +378,7 @@ async def test_decoding_ends_when_the_client_has_left(tmp_path: Path, monkeypatc
         finally:
             released.set()
 
-    monkeypatch.setattr(video, "decode", long)
+    monkeypatch.setattr(type(VIDEO), "decode", staticmethod(long))
     async with started(load_models(Settings(repository=graphs.write_all(tmp_path), device="cpu"))) as pipeline:
         model = pipeline.registry.find("video")
         clip = media.clip(media.numbered(2), "matroska")

@@ -5,11 +5,13 @@ BentoML's tracing and Starlette's error handling stand around it, BentoML's rout
 
 import functools
 import logging
+import os
 import random
 import re
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from pydantic_core import to_json
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -20,6 +22,7 @@ from service.http.state import State, task_routes
 from service.telemetry.request import RequestContext, StageTimer, now, observe_request
 
 failures = logging.getLogger("convserve.failures")
+_STANDARD_OUTPUT = 1
 _SANE_ID = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 _TIMEOUT = re.compile(rb"(?:^|&)timeout_ms=([1-9][0-9]{0,8})(?:&|$)")  # any other value is refused further in
 
@@ -101,11 +104,8 @@ def _write_line(scope: Scope, this: RequestContext, seconds: float) -> None:
         "milliseconds": round(seconds * 1000, 3),
         "model": this.model or None,
     }
-    try:
-        sys.stdout.buffer.write(to_json(line) + b"\n")
-        sys.stdout.buffer.flush()
-    except OSError:  # nobody reads it any more
-        return
+    with suppress(OSError):  # of a reader that is gone; a line is whole, as a pipe takes 4 KiB at once
+        os.write(_STANDARD_OUTPUT, to_json(line) + b"\n")
 
 
 @functools.lru_cache(1)

@@ -148,6 +148,8 @@ def _check_tiles(image: Image.Image, limits: Limits) -> None:
 
 def _orientation(image: Image.Image) -> int:
     """Returns EXIF's orientation; 1, upright, where EXIF is missing, damaged or states none of the eight."""
+    if image.format == "JPEG" and "exif" not in image.info and "xmp" not in image.info:
+        return 1
     try:
         stated = image.getexif().get(_ORIENTATION)
     except _DECODER_ERRORS:

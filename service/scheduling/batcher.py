@@ -54,6 +54,7 @@ class QueuedRequest:
 
     def __init__(self, batcher: "Batcher", deadline: float, size: int, on_loop_seconds: float) -> None:
         self.size, self.on_loop_seconds = size, on_loop_seconds
+        self.in_thread = on_loop_seconds == 0  # it is decoded in a thread, and not on the event loop
         self.waiting_since = time.monotonic()
         self.counted = 1  # samples that it counts as in the queue
         self.decoded = False
@@ -89,18 +90,13 @@ class QueuedRequest:
         if self.over:
             raise self._late()
 
-    @property
-    def in_thread(self) -> bool:
-        """True if it is decoded in a thread, and not on the event loop."""
-        return self.on_loop_seconds == 0
-
     async def wait_to_decode(self) -> None:
         await self._batcher.decoding.wait(self)
         self._doing = "was decoded"
 
     def move_to_thread(self) -> None:
         """Makes it wait again, to be decoded in a thread after all."""
-        self.on_loop_seconds = 0.0
+        self.in_thread = True
         self._doing = "waited to be decoded"
         self._batcher.admission.move_to_thread()
         self._batcher.decoding.notify()
