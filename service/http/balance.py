@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 SECONDS_BETWEEN_REPORTS = 0.1
-_MOST_AT_ONCE = 5  # connections that end between two reports, so that the others' counts can follow
+_MOST_AT_ONCE = 2  # connections that end between two reports, so that the others' counts can follow
 _SLACK = 0.25  # of a fair share
 _SILENT_SECONDS = 1.0  # a worker that has reported nothing for so long is dead, or hangs
 
