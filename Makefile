@@ -28,7 +28,7 @@ serve: $(VENV)/serve.stamp ## serve the bundled models on port 3000 (PORT=, HOST
 install: $(VENV)/$(EXTRA).stamp ## EXTRA=gpu, tensorrt, train or dev into .venv
 
 tune: $(VENV)/serve.stamp ## measure this machine for a minute and write tuned.env, which make serve reads
-	$(BIN)/python -m service.tune
+	$(BIN)/python -m benchmarks.tune
 
 test: $(VENV)/dev.stamp ## ruff, mypy and pytest with coverage, as CI runs them
 	$(BIN)/ruff check .

@@ -28,7 +28,6 @@ MAY_IMPORT = {
     "memory": set[str](),
     "version": set[str](),
     "launch": {"version"},
-    "tune": {"engines", "launch", "repository", "settings"},
     "app": {"http", "pipeline", "scheduling", "tasks", "repository", "engines", "telemetry", "settings", "launch",
             "memory", "errors"},
     "__main__": {"launch"},

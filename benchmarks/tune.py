@@ -1,6 +1,6 @@
 """Measures this machine and each model for a minute, and writes down the settings that answered the most.
 
-python -m service.tune [--seconds 60] [--output tuned.env]
+python -m benchmarks.tune [--seconds 60] [--output tuned.env]
 
 First how the cores are shared out: many workers with one ONNX Runtime thread each, or few with many. Then, with the
 best of these, how many samples of each model should run together. The file holds environment variables, as docker's

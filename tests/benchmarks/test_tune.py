@@ -3,9 +3,9 @@ from pathlib import Path
 import pytest
 from dotenv import dotenv_values
 
+from benchmarks.tune import Plan, Tuning, best_batch, best_plan, main, plans, tune, written
 from service import launch
 from service.settings import Settings, usable_cores
-from service.tune import Plan, Tuning, best_batch, best_plan, main, plans, tune, written
 from tests import graphs
 
 
