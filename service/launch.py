@@ -1,4 +1,4 @@
-"""Starts the service as ``make serve`` and the container do, and says what to try once it answers."""
+"""The start of the service, as by ``make serve`` and the container, and its message once it answers."""
 
 import argparse
 import errno
@@ -19,8 +19,8 @@ from service.version import VERSION
 _ANNOUNCED = "_CONVSERVE_URL"
 _PROJECT = Path(__file__).resolve().parent.parent
 TUNED = "tuned.env"  # in the working folder, made by ``make tune``
-_DESCRIPTORS = 65_536  # an engine that bounds nothing says a milliard, up to which some programs count
-_GRACE_SECONDS = 30  # what is in flight may take so long to finish after the drain; the README says so too
+_DESCRIPTORS = 65_536  # container engines without a bound state a milliard, and some programs loop over all of them
+_GRACE_SECONDS = 30  # for requests in flight to finish after the drain; docs/deployment.md says so too
 
 
 def serve(argv: Sequence[str] | None = None) -> None:
@@ -28,7 +28,7 @@ def serve(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         prog="python -m service",
         description="Serves the models of a repository over HTTP.",
-        epilog="Settings are environment variables: HOST (127.0.0.1), PORT (3000) and those that README.md lists.",
+        epilog="Settings are environment variables: HOST (127.0.0.1), PORT (3000) and those of docs/settings.md.",
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"convserve {VERSION}")
@@ -44,15 +44,13 @@ def serve(argv: Sequence[str] | None = None) -> None:
 
 
 def prepare_workers() -> None:
-    """In the process that starts the workers, however it was started itself: what they inherit."""
-    # glibc by itself keeps a heap for each thread. Which blocks it gives back at once is left to it, as it learns that
-    # from what comes: bounds fixed here cost up to 9% of a large picture, in page faults.
+    """Sets what workers inherit, in the process that starts them, however it was started itself."""
+    # glibc keeps a heap for each thread by default. Its thresholds are left alone: it adapts them to the load, and
+    # fixed ones cost up to 9% of a large picture, in page faults.
     os.environ.setdefault("MALLOC_ARENA_MAX", "2")
-    # The images of `bentoml containerize` set it. Where BentoML finds it, it starts no killed worker afresh, but leaves
-    # that to an orchestrator, which sees nothing: the other workers still answer /livez.
+    # Where BentoML finds it, killed workers stay dead. See docs/decisions/worker-restarts.md.
     os.environ.pop("BENTOML_CONTAINERIZED", None)
-    # Each connection is a file; systemd and container engines allow 1,024 at first, for the sake of select(), which
-    # nothing here uses.
+    # Each connection is a file; systemd and container engines allow 1,024 at first, for select(), which is not used.
     allowed, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = _DESCRIPTORS if most == resource.RLIM_INFINITY else min(most, _DESCRIPTORS)
     if allowed != resource.RLIM_INFINITY and allowed < wanted:
@@ -60,7 +58,7 @@ def prepare_workers() -> None:
 
 
 def _read_tuned() -> None:
-    """What ``make tune`` found for this machine, but for what the environment says itself."""
+    """Reads the settings that ``make tune`` found for this machine; the environment overrides them."""
     if Path(TUNED).is_file():
         found = {name: value for name, value in dotenv_values(TUNED).items() if value and name not in os.environ}
         os.environ.update(found)
@@ -84,7 +82,7 @@ def _port(text: str) -> int:
 
 
 def _check_free(host: str, port: int) -> None:
-    """Binds as the server will, which would explain a failure with a stack."""
+    """Binds as the server will, to explain a failure in one line."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # connections that have ended hold no port
@@ -97,7 +95,7 @@ def _check_free(host: str, port: int) -> None:
 
 
 def _url(host: str, port: int) -> str:
-    """From this machine."""
+    """Returns the address as seen from this machine."""
     if ipaddress.ip_address(host).is_unspecified:
         host = "localhost"
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
@@ -129,7 +127,7 @@ def announce(folder: Path, samples: Mapping[str, Path | None]) -> None:
 
 
 def _from_here(sample: Path) -> str | None:
-    """As one would type it here; None if it is neither here nor in the project's folder."""
+    """Returns the path to type here; None if the file is neither here nor in the project's folder."""
     found = next((path for path in (sample, _PROJECT / sample) if path.is_file()), None)
     if found and found.resolve().is_relative_to(Path.cwd()):
         return str(found.resolve().relative_to(Path.cwd()))

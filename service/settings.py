@@ -1,4 +1,4 @@
-"""Every setting of the service: environment variables, read once, refused by name if they make no sense."""
+"""Settings of the service: environment variables, read once, refused by name if they make no sense."""
 
 import difflib
 import os
@@ -53,7 +53,9 @@ class Settings(BaseSettings):
     max_frames: Count = _LIMITS.max_frames
     max_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] = _LIMITS.max_seconds
     max_channels: Count = _LIMITS.max_channels
-    keep_alive_seconds: Annotated[int, Field(ge=1, le=86_400)] = 120  # what clients and balancers rest for is less
+    keep_alive_seconds: Annotated[int, Field(ge=1, le=86_400)] = (
+        120  # clients and balancers keep idle connections for less
+    )
     drain_seconds: Annotated[float, Field(ge=0, le=3600, allow_inf_nan=False)] = 0.0
     access_log: bool = True
     tensorrt_cache: Path = GpuOptions().tensorrt_cache
@@ -117,18 +119,20 @@ class Settings(BaseSettings):
         )
 
     def stated_batch(self, model: str) -> int | None:
-        """What ``MAX_BATCH`` says of the model, None where that is ``auto``."""
+        """Returns the value of ``MAX_BATCH`` for the model, None for ``auto``."""
         if isinstance(self.max_batch, dict):
             return self.max_batch.get(model)
         return None if self.max_batch == "auto" else self.max_batch
 
     def stated_queue(self) -> int | None:
-        """What ``QUEUE_SAMPLES`` says, None where that is ``auto``."""
+        """Returns the value of ``QUEUE_SAMPLES``, None for ``auto``."""
         return None if self.queue_samples == "auto" else self.queue_samples
 
     def worker_count(self) -> int:
-        """``auto``: a worker per core, each with one ONNX Runtime thread, which beats one worker with many threads; on
-        a GPU fewer."""
+        """Returns the number of workers; ``auto`` is one per core, each with one ONNX Runtime thread, on a GPU fewer.
+
+        They beat one worker with many threads.
+        """
         if self.workers != "auto":
             return self.workers
         memory_bytes = gpu_memory_bytes() if self.device != "cpu" else 0
@@ -142,7 +146,7 @@ class Settings(BaseSettings):
 
 
 def _workers_on_gpu(cores: int, memory_bytes: int) -> int:
-    """Enough that decoding is not bound to one Python's lock, few enough that batches are large and all fit the GPU.
+    """Returns enough workers to decode beside Python's lock, few enough for large batches that fit the GPU.
 
     About a quarter of a request is Python's, so a process keeps some two cores of decoders busy; and the fewer there
     are, the more requests meet in each one's queue.
@@ -151,8 +155,10 @@ def _workers_on_gpu(cores: int, memory_bytes: int) -> int:
 
 
 def gpu_memory_bytes() -> int:
-    """Of the GPU that would be used; 0 where there is none. NVML is asked, which leaves CUDA untouched: a process that
-    has initialised CUDA cannot fork others that use it."""
+    """Returns the memory of the GPU that would be used; 0 where there is none.
+
+    It asks NVML: a process that has initialised CUDA cannot fork others that use it.
+    """
     if os.environ.get("CUDA_VISIBLE_DEVICES", "0") in ("", "-1"):
         return 0
     try:
@@ -163,7 +169,7 @@ def gpu_memory_bytes() -> int:
 
 
 def usable_cores() -> int:
-    """Cores that this process may use: what the scheduler allows, and the container's quota (cgroup v2)."""
+    """Returns the cores that this process may use, by the scheduler and the container's quota (cgroup v2)."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     try:
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()

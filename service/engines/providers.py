@@ -1,4 +1,4 @@
-"""Which hardware a session runs on, and how it is told to: ONNX Runtime's providers, and their options."""
+"""ONNX Runtime's providers: the hardware that a session runs on, and its options."""
 
 import contextlib
 import ctypes
@@ -36,7 +36,7 @@ def default_cache() -> Path:
 
 @dataclass(frozen=True)
 class GpuOptions:
-    """What can be chosen on a GPU. The defaults are what the service runs with; ``make bench-gpu`` compares others.
+    """Options on a GPU. The service runs with the defaults; ``make bench-gpu`` compares others.
 
     ``tensorrt_float16`` lets TensorRT compute models in float16 whose cards say float32: their figures are not those
     of the card then.
@@ -98,7 +98,7 @@ def open_session(
 
 @functools.cache
 def warn_of_cpu(problem: str) -> None:
-    """Once a process, not once a model."""
+    """Warns once a process, not once a model."""
     logger.warning("models run on the CPU: CUDA cannot be used, %s", problem)
 
 
@@ -115,7 +115,7 @@ def _create(graph: bytes, providers: dict[str, dict[str, str]], threads: int) ->
 
 
 def session_options(threads: int) -> ort.SessionOptions:
-    """Of every session, on whatever hardware; ``threads`` on the CPU, 0 being all."""
+    """Returns the options of every session, on any hardware; ``threads`` on the CPU, 0 being all."""
     _share_memory()
     options = ort.SessionOptions()
     options.add_session_config_entry("session.use_env_allocators", "1")
@@ -130,8 +130,10 @@ def session_options(threads: int) -> ort.SessionOptions:
 
 @functools.cache
 def _share_memory() -> None:
-    """One pool of the CPU's memory for all sessions of the process, that grows by what is needed: each on its own would
-    keep its largest batch's for ever, rounded up to a power of two."""
+    """Makes one memory pool of the CPU for all sessions of the process, which grows by what is needed.
+
+    A pool each would keep the memory of its largest batch for ever, rounded up to a power of two.
+    """
     memory = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
     grown_as_requested = ort.OrtArenaCfg({"arena_extend_strategy": 1})
     ort.create_and_register_allocator(memory, grown_as_requested)

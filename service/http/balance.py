@@ -20,7 +20,7 @@ _SILENT_SECONDS = 1.0  # a worker that has reported nothing for so long is dead,
 
 
 class _Row(NamedTuple):
-    """What a worker reports."""
+    """A worker's report."""
 
     connections: int
     reported_at: float  # monotonic seconds
@@ -48,7 +48,7 @@ class ConnectionBalance:
         with file.open("a+b") as shared:
             shared.truncate(workers * _ROW.size)
             self._table = mmap.mmap(shared.fileno(), workers * _ROW.size)
-        self.report()  # what a worker of this number had that died is nobody's any more
+        self.report()  # a dead worker of this number had others, which are closed
 
     def report(self) -> None:
         row = _Row(self._open_connections(), self._clock())

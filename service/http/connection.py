@@ -57,11 +57,11 @@ class Connection(HttpToolsProtocol):
             self._start_keep_alive()
 
     def _is_idle(self) -> bool:
-        """Whether all requests are answered, also one that was answered before its body came."""
+        """Returns whether all requests are answered, also one that was answered before its body came."""
         return self.cycle is None or self.cycle.response_complete
 
     def _awaits_body(self) -> bool:
-        """Whether the only request that is unanswered is one whose body is still to come."""
+        """Returns whether the only unanswered request is one whose body is still to come."""
         return self.cycle.more_body and not self.cycle.response_started and not self.pipeline
 
     def _start_keep_alive(self) -> None:
@@ -114,8 +114,10 @@ class Connection(HttpToolsProtocol):
 
 
 def install(keep_alive_seconds: int) -> None:
-    """Makes it the protocol of all servers in this process. BentoML makes uvicorn's configuration, and lets nobody
-    choose: it takes the one that is called auto."""
+    """Makes it the protocol of all servers in this process.
+
+    BentoML makes uvicorn's configuration, which names no protocol, so uvicorn takes the one called auto.
+    """
     Connection.keep_alive_seconds = keep_alive_seconds
     config.HTTP_PROTOCOLS["auto"] = f"{__name__}:{Connection.__name__}"
 

@@ -290,7 +290,7 @@ async def show_model(request: Request, name: str) -> Response:
 
 
 async def show_problem(slug: str) -> Response:
-    """What a problem type means."""
+    """The meaning of a problem type."""
     if slug not in REFUSALS:
         raise NotFound(f"no problem is called {slug[:80]!r}; there are {', '.join(REFUSALS)}")
     error = REFUSALS[slug]
