@@ -34,7 +34,7 @@ test: $(VENV)/dev.stamp ## ruff, mypy and pytest with coverage, as CI runs them
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest --cov --cov-report=
+	$(BIN)/pytest --numprocesses 2 --dist loadfile --cov --cov-report=
 	@for tree in service models; do \
 		echo "coverage of $$tree/: $$($(BIN)/coverage report --include="$$tree/*" --format=total)%"; \
 	done

@@ -122,6 +122,7 @@ async def _traced(app: Any) -> Trace:
 
 def trace_of_a_request() -> Trace:
     os.environ.setdefault("CONVSERVE_DEVICE", "cpu")
+    os.environ.setdefault("CONVSERVE_ACCESS_LOG", "false")  # its lines would stand in the table
     os.chdir(ROOT)
     with redirect_stdout(io.TextIOWrapper(io.BytesIO())):  # where the access log goes
         from service import app
