@@ -1,9 +1,12 @@
 """Pictures, sounds and clips, made in code, with what they hold known beforehand."""
 
 import io
+import os
 import struct
+import sys
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from fractions import Fraction
 from typing import Any
 
@@ -176,6 +179,17 @@ def encoded_sound(
 # Clips
 
 
+@contextmanager
+def _same_priority() -> Iterator[None]:
+    """Restores the thread's scheduling: as root, the AV1 encoder leaves its caller with real-time priority."""
+    before = os.sched_getscheduler(0) if sys.platform == "linux" else None
+    try:
+        yield
+    finally:
+        if before is not None:
+            os.sched_setscheduler(0, before, os.sched_param(0))
+
+
 def clip(
     frames: Sequence[Pixels],
     container: str = "mp4",
@@ -200,7 +214,7 @@ def clip(
         "mpeg4": {"q": "2"},
     }
     buffer = io.BytesIO()
-    with av.open(buffer, "w", format=container, options=BIT_EXACT) as file:
+    with _same_priority(), av.open(buffer, "w", format=container, options=BIT_EXACT) as file:
         stream = file.add_stream(codec, rate=Fraction(rate), options=options or defaults.get(codec, {}))
         assert isinstance(stream, av.VideoStream)
         stream.width, stream.height, stream.pix_fmt = width, height, pixel_format
