@@ -35,26 +35,26 @@ def load(named: str = "") -> None:
     """
     for entry in entry_points(group=ENTRY_POINTS):
         register(_task(entry.value, f"the entry point {entry.name} in {ENTRY_POINTS}"))
-    for place in _listed(named):
-        register(_task(place, VARIABLE))
+    for address in _listed(named):
+        register(_task(address, VARIABLE))
 
 
 def _listed(named: str) -> Iterator[str]:
     return filter(None, (item.strip() for item in named.split(",")))
 
 
-def _task(place: str, asked_by: str) -> Task:
-    module, colon, name = place.partition(":")
+def _task(address: str, asked_by: str) -> Task:
+    module, colon, name = address.partition(":")
     if not (colon and module and name):
-        raise TaskError(f"{asked_by}: {place!r} is not of the form module:object")
+        raise TaskError(f"{asked_by}: {address!r} is not of the form module:object")
     try:
         found = getattr(importlib.import_module(module), name)
     except Exception as error:  # a foreign module may raise anything while it is imported
-        raise TaskError(f"{asked_by}: {place} cannot be imported: {error}") from error
+        raise TaskError(f"{asked_by}: {address} cannot be imported: {error}") from error
     if not isinstance(found, Task):
-        raise TaskError(f"{asked_by}: {place} is a {type(found).__name__}, not a service.tasks.task.Task")
+        raise TaskError(f"{asked_by}: {address} is a {type(found).__name__}, not a service.tasks.task.Task")
     if missing := [attribute for attribute in Task.__annotations__ if not hasattr(found, attribute)]:
-        raise TaskError(f"{asked_by}: {place} does not state {', '.join(missing)}")
+        raise TaskError(f"{asked_by}: {address} does not state {', '.join(missing)}")
     return found
 
 
