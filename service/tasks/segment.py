@@ -56,6 +56,8 @@ class SegmentTask(Task):
     def check_media_type(self, parameters: SegmentParameters, media_type: str) -> None:
         if parameters.overlay and media_type != PNG:
             raise InvalidParameter("'overlay' is for Accept: image/png")
+        if parameters.mask_threshold > 0 and media_type == PNG:
+            raise InvalidParameter("'mask_threshold' is for JSON; a palette picture has no pixel without a category")
 
     def decode_spec(self, preprocess: ImagePreprocess, parameters: SegmentParameters) -> ImageSpec:
         """An overlay needs every pixel of the picture."""

@@ -22,6 +22,12 @@ def test_an_overlay_is_for_png_answers_alone() -> None:
         SEGMENT.check_media_type(SegmentParameters(overlay=True), JSON)
 
 
+def test_a_mask_threshold_is_for_json_answers_alone() -> None:
+    SEGMENT.check_media_type(SegmentParameters(mask_threshold=0.5), JSON)
+    with pytest.raises(InvalidParameter, match="'mask_threshold' is for JSON"):
+        SEGMENT.check_media_type(SegmentParameters(mask_threshold=0.5), PNG)
+
+
 def test_an_overlay_needs_every_pixel_and_a_mask_does_not() -> None:
     assert SEGMENT.decode_spec(CARD.preprocess, SegmentParameters(overlay=True)).shorter_side is None
     assert SEGMENT.decode_spec(CARD.preprocess, SegmentParameters()).shorter_side == 32
